@@ -1,0 +1,254 @@
+//! The validated configuration: what the program uses, after [`file`] has parsed what was written.
+//!
+//! Every value here has been checked; nothing is clamped. Defaults and their reasons stand in
+//! `config/reference.yaml`, which a test holds against [`Config::default`].
+
+pub mod file;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hickory_proto::rr::Name;
+use ipnet::IpNet;
+
+/// Everything the agent is told by its operator.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Addresses to answer on, each by UDP and TCP.
+    pub listen: Vec<SocketAddr>,
+    /// Whose queries are answered.
+    pub allow_from: AllowFrom,
+    /// HTTP address of `/metrics`, `/health` and `/ready`.
+    pub admin: SocketAddr,
+    /// Unix socket of the subcommands that ask a running agent.
+    pub control: PathBuf,
+    /// UDP threads, at least 1.
+    pub workers: usize,
+    /// Whether the configuration file is watched.
+    pub reload: Reload,
+    /// Largest UDP reply and the size in our own OPT, in bytes.
+    pub edns_size: u16,
+    /// The one store of all zones.
+    pub cache: Cache,
+    /// Zones in the order in which they were written.
+    pub zones: Vec<Zone>,
+    /// Static records.
+    pub hosts: Hosts,
+    /// Bounds on what clients can take.
+    pub limits: Limits,
+    /// What is logged and how.
+    pub log: Log,
+}
+
+/// Which source addresses get answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowFrom {
+    /// Any source on addresses that only this node's pods can reach, private sources elsewhere.
+    Auto,
+    /// Only sources inside these prefixes.
+    Prefixes(Vec<IpNet>),
+}
+
+/// When the configuration is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// When the file (or the ConfigMap link it is reached by) changes, and on SIGHUP.
+    Auto,
+    /// On SIGHUP alone.
+    Signal,
+}
+
+/// The store's own settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// Budget of keys, messages and their overhead, in bytes.
+    pub size: u64,
+    /// Whether address RRsets are rotated from answer to answer.
+    pub rotate: bool,
+}
+
+/// A set of suffixes with their upstream and policy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Zone {
+    /// Suffixes, lower-case and fully qualified. The first one names the zone in metrics.
+    pub matches: Vec<Name>,
+    /// Who is asked on a miss.
+    pub upstream: Upstream,
+    /// How long answers live.
+    pub policy: Policy,
+}
+
+/// A set of servers and how to use them. Zones with an equal value share one pool.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    /// At least one.
+    pub servers: Vec<Server>,
+    /// Connections to each TCP server.
+    pub connections: Connections,
+    /// Choice among servers.
+    pub policy: ServerPolicy,
+    /// Deadline of one query, all tries together.
+    pub timeout: Duration,
+}
+
+/// One upstream, as `tcp://10.96.0.10`, `udp://[fd00::a]:5353` or `system`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Server {
+    /// DNS over persistent TCP connections (RFC 7766).
+    Tcp(SocketAddr),
+    /// DNS over UDP, over TCP when the answer was truncated.
+    Udp(SocketAddr),
+    /// The servers of `/etc/resolv.conf`, as they are at the time, by UDP.
+    System,
+}
+
+/// Bounds of one server's connections.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Connections {
+    /// Kept open while there is demand.
+    pub min: usize,
+    /// Never more than this.
+    pub max: usize,
+    /// Queries waiting on one connection.
+    pub in_flight: usize,
+    /// A connection without queries for this long is closed.
+    pub idle: Duration,
+    /// A connection of this age (10 % more or less) takes no new query.
+    pub max_age: Duration,
+}
+
+/// How a server is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ServerPolicy {
+    /// The one with the fewest queries in flight.
+    LeastLoaded,
+    /// Any.
+    Random,
+    /// In turn.
+    RoundRobin,
+    /// The first one that works.
+    Sequential,
+}
+
+/// Lifetime rules of one zone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Lower bound of every TTL.
+    pub min_ttl: Duration,
+    /// Upper bound of every TTL.
+    pub max_ttl: Duration,
+    /// Upper bound of a negative answer's life.
+    pub negative_max_ttl: Duration,
+    /// Life of a negative answer without SOA; zero means that it is not stored.
+    pub negative_no_soa_ttl: Duration,
+    /// Memory of resolution failures (RFC 9520).
+    pub failure: Failure,
+    /// Answers past their life (RFC 8767); `None` is off.
+    pub stale: Option<Stale>,
+    /// Refresh ahead of expiry; `None` is off.
+    pub prefetch: Option<Prefetch>,
+}
+
+/// How long failures are remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// After a timeout or an unreachable server.
+    pub transport: Duration,
+    /// After a first SERVFAIL, doubling with each that follows.
+    pub servfail: Duration,
+    /// Where the doubling ends.
+    pub servfail_max: Duration,
+}
+
+/// When an expired answer may still go out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stale {
+    /// How long after expiry.
+    pub max_age: Duration,
+    /// TTL in a stale answer.
+    pub answer_ttl: Duration,
+    /// How long a client waits for a fresh one first.
+    pub client_response: Duration,
+    /// After a failed refresh, no new try for this long.
+    pub failure_recheck: Duration,
+    /// Whether to wait at all.
+    pub mode: StaleMode,
+}
+
+/// What comes first when an entry has expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StaleMode {
+    /// Try to refresh, then answer stale when `client_response` has passed.
+    Timer,
+    /// Answer stale at once and refresh behind it.
+    Immediate,
+}
+
+/// Which entries are refreshed before they expire.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Prefetch {
+    /// Asked at least this often since it was stored.
+    pub hits: u32,
+    /// With less than this share (0 to 1) of its life left.
+    pub at: f64,
+}
+
+/// Names answered without any upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hosts {
+    /// TTL of every record.
+    pub ttl: Duration,
+    /// Address and its names, for A, AAAA and PTR.
+    pub records: Vec<(IpAddr, Vec<Name>)>,
+}
+
+/// Bounds on clients and on work in hand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// TCP clients in all.
+    pub tcp_connections: usize,
+    /// TCP clients of one source address.
+    pub tcp_connections_per_address: usize,
+    /// Queries of one TCP client that await their answer.
+    pub tcp_in_flight: usize,
+    /// A TCP client without queries for this long is closed.
+    pub tcp_idle: Duration,
+    /// Distinct questions being asked upstream.
+    pub flights: usize,
+    /// Clients that wait for them.
+    pub waiters: usize,
+}
+
+/// Log output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// One JSON object a line, or text for people.
+    pub format: LogFormat,
+    /// Least severity that is written.
+    pub level: LogLevel,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For machines.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Severity, most severe first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// The address that the pods of a node ask (kubernetes.io, NodeLocal DNSCache).
+pub const LINK_LOCAL_LISTEN: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);

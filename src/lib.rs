@@ -1,0 +1,3 @@
+//! nodens: the DNS cache agent of a Kubernetes node.
+
+pub mod config;
