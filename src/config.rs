@@ -250,5 +250,4 @@ pub enum LogLevel {
 }
 
 /// The address that the pods of a node ask (kubernetes.io, NodeLocal DNSCache).
-pub const LINK_LOCAL_LISTEN: SocketAddr =
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);
+pub const LINK_LOCAL_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);

@@ -1,3 +1,6 @@
 //! nodens: the DNS cache agent of a Kubernetes node.
 
+pub mod cache;
 pub mod config;
+pub mod wire;
+pub mod zone;

@@ -1,0 +1,153 @@
+//! The memory of resolution failures (RFC 9520), apart from the answers so that it never hides one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::wire::key::{Key, KeyBuf};
+
+/// Failures remembered at once. Beyond it the oldest go first; each lasts seconds only.
+const CAPACITY: u64 = 8192;
+
+/// Why a question could not be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// No server could be reached, or none answered in time.
+    Transport,
+    /// A server answered with this RCODE.
+    Rcode(u16),
+}
+
+/// A failure that is remembered.
+#[derive(Debug, Clone, Copy)]
+pub struct Failed {
+    /// Why.
+    pub cause: Cause,
+    until: Instant,
+    /// Failures of this kind in a row, for the back-off.
+    in_a_row: u32,
+    /// The pool's generation when it failed: a good answer since then voids a transport failure.
+    generation: u64,
+}
+
+/// How long failures last.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// A transport failure's memory.
+    pub transport: Duration,
+    /// A first failure RCODE's.
+    pub servfail: Duration,
+    /// Where its doubling ends.
+    pub servfail_max: Duration,
+}
+
+/// The memory.
+pub struct Failures(moka::sync::Cache<Key, Arc<Failed>, ahash::RandomState>);
+
+impl Failures {
+    /// An empty memory.
+    pub fn new() -> Self {
+        Self(
+            moka::sync::Cache::builder()
+                .max_capacity(CAPACITY)
+                // RFC 9520 §3.2: never longer than five minutes. Also forgets back-off counts.
+                .time_to_live(Duration::from_secs(300))
+                .build_with_hasher(ahash::RandomState::new()),
+        )
+    }
+
+    /// The failure that still counts for this question.
+    pub fn lookup(&self, key: &KeyBuf, generation: u64, now: Instant) -> Option<Cause> {
+        if self.0.entry_count() == 0 {
+            return None;
+        }
+        let failed = self.0.get(key.as_bytes())?;
+        failed.counts(generation, now).then_some(failed.cause)
+    }
+
+    /// Remembers a failure at `now`.
+    pub fn store(&self, key: &Key, cause: Cause, generation: u64, times: &Times, now: Instant) {
+        let before = self.0.get(key).map(|failed| *failed);
+        let failed = Failed::after(before, cause, generation, times, now);
+        self.0.insert(key.clone(), Arc::new(failed));
+    }
+
+    /// Forgets the failure of a question that was answered.
+    pub fn clear(&self, key: &Key) {
+        if self.0.entry_count() != 0 {
+            self.0.invalidate(key);
+        }
+    }
+
+    /// Failures remembered, roughly.
+    pub fn len(&self) -> u64 {
+        self.0.run_pending_tasks();
+        self.0.entry_count()
+    }
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Failed {
+    fn counts(&self, generation: u64, now: Instant) -> bool {
+        now < self.until && (self.cause != Cause::Transport || self.generation == generation)
+    }
+
+    /// The failure that follows `before`. Only failure RCODEs back off.
+    fn after(before: Option<Self>, cause: Cause, generation: u64, times: &Times, now: Instant) -> Self {
+        let in_a_row = match before {
+            Some(before) if before.cause == cause => before.in_a_row.saturating_add(1),
+            _ => 0,
+        };
+        let lasts = match cause {
+            Cause::Transport => times.transport,
+            Cause::Rcode(crate::wire::rcode::SERVFAIL) => {
+                (times.servfail * 2u32.saturating_pow(in_a_row.min(16))).min(times.servfail_max)
+            }
+            Cause::Rcode(_) => times.servfail,
+        };
+        Self { cause, until: now + lasts, in_a_row, generation }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMES: Times = Times {
+        transport: Duration::from_secs(1),
+        servfail: Duration::from_secs(1),
+        servfail_max: Duration::from_secs(10),
+    };
+
+    #[test]
+    fn servfail_backs_off_to_its_bound_and_transport_failures_do_not() {
+        let now = Instant::now();
+        let lasts = |cause: Cause| {
+            let mut failed = None;
+            let mut lasts = Vec::new();
+            for _ in 0..6 {
+                let next = Failed::after(failed, cause, 0, &TIMES, now);
+                lasts.push((next.until - now).as_secs());
+                failed = Some(next);
+            }
+            lasts
+        };
+        assert_eq!(lasts(Cause::Rcode(2)), [1, 2, 4, 8, 10, 10]);
+        assert_eq!(lasts(Cause::Transport), [1; 6]);
+        assert_eq!(lasts(Cause::Rcode(5)), [1; 6]);
+    }
+
+    #[test]
+    fn a_good_answer_of_the_pool_voids_transport_failures_only() {
+        let now = Instant::now();
+        let transport = Failed::after(None, Cause::Transport, 7, &TIMES, now);
+        assert!(transport.counts(7, now) && !transport.counts(8, now));
+        let servfail = Failed::after(None, Cause::Rcode(2), 7, &TIMES, now);
+        assert!(servfail.counts(8, now));
+        assert!(!servfail.counts(8, now + Duration::from_secs(1)));
+    }
+}

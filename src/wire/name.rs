@@ -1,0 +1,187 @@
+//! Domain names in wire form.
+//!
+//! A *plain* name is a run of labels without compression, ending in the root label. Length octets
+//! are at most 63 and so never look like a letter: a plain name can be lower-cased byte by byte.
+
+use super::Malformed;
+
+/// RFC 1035 §2.3.4: octets of a whole name, length octets and root included.
+pub const MAX_NAME: usize = 255;
+/// RFC 1035 §2.3.4: octets of one label.
+pub const MAX_LABEL: usize = 63;
+
+/// The first byte behind the plain name at `at`.
+///
+/// # Errors
+/// A label over 63 octets or a compression pointer, a name over 255, or the message's end inside.
+pub fn skip_plain(message: &[u8], at: usize) -> Result<usize, Malformed> {
+    let mut here = at;
+    loop {
+        let length = usize::from(*message.get(here).ok_or(Malformed("message ends inside a name"))?);
+        if length > MAX_LABEL {
+            return Err(Malformed("label over 63 octets, or compressed"));
+        }
+        here += 1 + length;
+        if here - at > MAX_NAME {
+            return Err(Malformed("name over 255 octets"));
+        }
+        if length == 0 {
+            return Ok(here);
+        }
+    }
+}
+
+/// The first byte behind the name at `at`, which may be compressed. Every pointer is followed, so
+/// that what is skipped here is known to be a name.
+///
+/// # Errors
+/// As [`skip_plain`], and a pointer that does not lead backwards (RFC 9267 §2: loops).
+pub fn skip(message: &[u8], at: usize) -> Result<usize, Malformed> {
+    let mut labels = Labels::at(message, at);
+    while labels.step()?.is_some() {}
+    Ok(labels.left_at.unwrap_or(labels.here))
+}
+
+/// Whether the two names are equal without regard to ASCII case (RFC 4343). Malformed ones never are.
+pub fn eq(a: (&[u8], usize), b: (&[u8], usize)) -> bool {
+    let (mut a, mut b) = (Labels::at(a.0, a.1), Labels::at(b.0, b.1));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return true,
+            (Some(Ok(a)), Some(Ok(b))) if a.eq_ignore_ascii_case(b) => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The labels of a plain name, from the left, without the root.
+pub fn labels(plain: &[u8]) -> impl Iterator<Item = &[u8]> {
+    Labels::at(plain, 0).map_while(Result::ok)
+}
+
+/// The name in presentation format (RFC 1035 §5.1), off the hot path.
+pub fn display(plain: &[u8]) -> String {
+    let mut text = String::with_capacity(plain.len());
+    for label in labels(plain) {
+        for &octet in label {
+            match octet {
+                b'.' | b'\\' => text.extend(['\\', char::from(octet)]),
+                b'!'..=b'~' => text.push(char::from(octet)),
+                _ => text.push_str(&format!("\\{octet:03}")),
+            }
+        }
+        text.push('.');
+    }
+    if text.is_empty() { ".".to_owned() } else { text }
+}
+
+/// Walks a name, following compression pointers.
+struct Labels<'a> {
+    message: &'a [u8],
+    here: usize,
+    /// Pointers must lead to before this.
+    before: usize,
+    /// Octets so far, the root included.
+    length: usize,
+    /// Behind the first pointer, where the record goes on.
+    left_at: Option<usize>,
+    done: bool,
+}
+
+impl<'a> Labels<'a> {
+    fn at(message: &'a [u8], at: usize) -> Self {
+        Self { message, here: at, before: at, length: 1, left_at: None, done: false }
+    }
+
+    fn step(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
+        loop {
+            let octet = *self.message.get(self.here).ok_or(Malformed("message ends inside a name"))?;
+            match octet {
+                0 => {
+                    self.here += 1;
+                    return Ok(None);
+                }
+                1..=63 => {
+                    let start = self.here + 1;
+                    let end = start + usize::from(octet);
+                    self.length += 1 + usize::from(octet);
+                    if self.length > MAX_NAME {
+                        return Err(Malformed("name over 255 octets"));
+                    }
+                    let label =
+                        self.message.get(start..end).ok_or(Malformed("message ends inside a name"))?;
+                    self.here = end;
+                    return Ok(Some(label));
+                }
+                0xc0..=0xff => {
+                    let target = usize::from(super::u16_at(self.message, self.here)? & 0x3fff);
+                    if target >= self.before {
+                        return Err(Malformed("compression pointer does not lead backwards"));
+                    }
+                    self.left_at.get_or_insert(self.here + 2);
+                    self.before = target;
+                    self.here = target;
+                }
+                _ => return Err(Malformed("unknown label type")),
+            }
+        }
+    }
+}
+
+impl<'a> Iterator for Labels<'a> {
+    type Item = Result<&'a [u8], Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let step = self.step();
+        self.done = !matches!(step, Ok(Some(_)));
+        step.transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_name_ends_behind_its_root() {
+        assert_eq!(skip_plain(b"\x03www\x07example\x03com\x00rest", 0), Ok(17));
+        assert_eq!(skip_plain(b"\x00", 0), Ok(1));
+    }
+
+    #[test]
+    fn labels_over_63_and_names_over_255_are_malformed() {
+        assert!(skip_plain(&[64; 80], 0).is_err());
+        let label = [&[63u8][..], &[b'a'; 63]].concat();
+        let of = |last: usize| {
+            let mut name = label.repeat(3);
+            name.push(last as u8);
+            name.extend(vec![b'b'; last]);
+            name.push(0);
+            name
+        };
+        assert_eq!(skip_plain(&of(61), 0), Ok(255));
+        assert!(skip_plain(&of(62), 0).is_err());
+        assert_eq!(skip(&of(61), 0), Ok(255));
+        assert!(skip(&of(62), 0).is_err());
+    }
+
+    #[test]
+    fn a_compressed_name_ends_behind_its_first_pointer() {
+        let message = b"\x03com\x00\x07example\xc0\x00\x03www\xc0\x05tail";
+        assert_eq!(skip(message, 15), Ok(21));
+        assert!(eq((message, 15), (b"\x03WWW\x07example\x03COM\x00", 0)));
+        assert!(!eq((message, 15), (b"\x07example\x03com\x00", 0)));
+    }
+
+    #[test]
+    fn pointers_that_loop_or_lead_forward_are_malformed() {
+        assert!(skip(b"\xc0\x00", 0).is_err());
+        assert!(skip(b"\x01a\xc0\x00", 0).is_err());
+        assert!(skip(b"\x01a\xc0\x04\x00", 0).is_err());
+        assert!(skip(b"\x01a\xc0", 0).is_err());
+        assert!(skip(b"\x40a", 0).is_err());
+    }
+}
