@@ -2,5 +2,7 @@
 
 pub mod cache;
 pub mod config;
+pub mod metrics;
+pub mod upstream;
 pub mod wire;
 pub mod zone;

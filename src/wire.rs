@@ -4,6 +4,7 @@
 //! any input gives a value or [`Malformed`].
 
 pub mod edns;
+pub mod frame;
 pub mod key;
 pub mod name;
 pub mod query;

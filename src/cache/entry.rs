@@ -46,9 +46,9 @@ pub struct Entry {
 
 impl Entry {
     /// An entry of an answer that came at `now`. A life of 0 means: deliver it, store it not.
-    pub fn new(mut answer: Answer<'_>, bounds: &Bounds, now: Instant) -> Self {
+    pub fn new(mut answer: Answer, bounds: &Bounds, now: Instant) -> Self {
         let life = bounds.apply(answer.kind, answer.soa, &mut answer.ttls);
-        let mut wire: Box<[u8]> = answer.message.into();
+        let mut wire: Box<[u8]> = answer.message.into_boxed_slice();
         put_u16(&mut wire, 10, answer.additionals);
         for &(at, ttl) in &answer.ttls {
             put_u32(&mut wire, usize::from(at), ttl);

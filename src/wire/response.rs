@@ -41,9 +41,9 @@ pub struct Rotation {
 
 /// A response that matched its question, without its OPT.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer<'a> {
+pub struct Answer {
     /// The message up to its OPT (or all of it), still with the upstream's ID and counts.
-    pub message: &'a [u8],
+    pub message: Vec<u8>,
     /// Flags as the upstream sent them.
     pub flags: u16,
     /// What it is.
@@ -58,20 +58,20 @@ pub struct Answer<'a> {
     pub rotation: Option<Rotation>,
 }
 
-impl<'a> Answer<'a> {
+impl Answer {
     /// Reads the response to `key`. That it answers this question was checked before
     /// ([`Key::is_answered_by`]).
     ///
     /// # Errors
     /// A record that breaks the format, bytes behind the last record, a second OPT, or more than
     /// [`MAX_MESSAGE`] bytes.
-    pub fn read(message: &'a [u8], key: &Key) -> Result<Self, Malformed> {
+    pub fn read(mut message: Vec<u8>, key: &Key) -> Result<Self, Malformed> {
         if message.len() > MAX_MESSAGE {
             return Err(Malformed("message over 65535 bytes"));
         }
-        let mut reader = Reader::new(message, key)?;
-        let flags = u16_at(message, 2)?;
-        let counts = [u16_at(message, 6)?, u16_at(message, 8)?, u16_at(message, 10)?];
+        let mut reader = Reader::new(&message, key)?;
+        let flags = u16_at(&message, 2)?;
+        let counts = [u16_at(&message, 6)?, u16_at(&message, 8)?, u16_at(&message, 10)?];
         for _ in 0..counts[0] {
             reader.answer()?;
         }
@@ -80,19 +80,21 @@ impl<'a> Answer<'a> {
         }
         reader.additional(counts[2])?;
         let code = reader.rcode_high << 4 | flags & flag::RCODE;
+        let Reader { end, has_type, additionals, ttls, soa, rotation, .. } = reader;
+        message.truncate(end);
         Ok(Self {
-            message: &message[..reader.end],
+            message,
             flags,
             kind: match code {
                 rcode::NXDOMAIN => Kind::NxDomain,
-                rcode::NOERROR if reader.has_type => Kind::Positive,
+                rcode::NOERROR if has_type => Kind::Positive,
                 rcode::NOERROR => Kind::NoData,
                 failure => Kind::Failure(failure),
             },
-            additionals: reader.additionals,
-            ttls: reader.ttls,
-            soa: reader.soa,
-            rotation: reader.rotation.filter(|run| run.count > 1),
+            additionals,
+            ttls,
+            soa,
+            rotation: rotation.filter(|run| run.count > 1),
         })
     }
 }
@@ -288,7 +290,7 @@ mod tests {
         let opt = [0, 0, 41, 4, 0xd0, 0, 0, 0, 0, 0, 0].to_vec();
         let extra = rr(b"\x01x\x00", rtype::A, 5, &[1, 1, 1, 1]);
         let bytes = message(0, rtype::A, [&[a(1), a(2), a(3)], &[], &[extra.clone(), opt, extra]]);
-        let answer = Answer::read(&bytes, &key(rtype::A)).unwrap();
+        let answer = Answer::read(bytes, &key(rtype::A)).unwrap();
         assert_eq!(answer.kind, Kind::Positive);
         assert_eq!(answer.rotation, Some(Rotation { first: 33, stride: 16, size: 4, count: 3 }));
         assert_eq!(answer.ttls, [(27, 30), (43, 30), (59, 30), (76, 5)]);
@@ -300,12 +302,12 @@ mod tests {
     fn an_alias_without_the_type_is_nodata_and_a_single_address_does_not_rotate() {
         let cname = rr(OWNER, rtype::CNAME, 30, b"\x01t\xc0\x0e");
         let bytes = message(0, rtype::A, [std::slice::from_ref(&cname), &[soa(7)], &[]]);
-        let answer = Answer::read(&bytes, &key(rtype::A)).unwrap();
+        let answer = Answer::read(bytes, &key(rtype::A)).unwrap();
         assert_eq!(answer.kind, Kind::NoData);
         assert_eq!(answer.soa.unwrap().minimum, 7);
         let a = rr(b"\x01t\xc0\x0e", rtype::A, 30, &[10, 0, 0, 1]);
         let bytes = message(0, rtype::A, [&[cname, a], &[], &[]]);
-        let answer = Answer::read(&bytes, &key(rtype::A)).unwrap();
+        let answer = Answer::read(bytes, &key(rtype::A)).unwrap();
         assert_eq!((answer.kind, answer.rotation), (Kind::Positive, None));
     }
 
@@ -319,7 +321,7 @@ mod tests {
             (0, vec![badvers], Kind::Failure(16)),
         ] {
             let bytes = message(code, rtype::A, [&[], &[], &additional]);
-            assert_eq!(Answer::read(&bytes, &key(rtype::A)).unwrap().kind, kind);
+            assert_eq!(Answer::read(bytes, &key(rtype::A)).unwrap().kind, kind);
         }
     }
 
@@ -328,18 +330,18 @@ mod tests {
         let a = rr(OWNER, rtype::A, 30, &[10, 0, 0, 1]);
         let good = message(0, rtype::A, [std::slice::from_ref(&a), &[soa(1)], &[]]);
         for cut in 0..good.len() {
-            assert!(Answer::read(&good[..cut], &key(rtype::A)).is_err(), "cut at {cut}");
+            assert!(Answer::read(good[..cut].to_vec(), &key(rtype::A)).is_err(), "cut at {cut}");
         }
         let mut longer = good.clone();
         longer.push(0);
-        assert!(Answer::read(&longer, &key(rtype::A)).is_err());
+        assert!(Answer::read(longer, &key(rtype::A)).is_err());
         let mut lying = good;
         lying[7] = 200;
-        assert!(Answer::read(&lying, &key(rtype::A)).is_err());
+        assert!(Answer::read(lying, &key(rtype::A)).is_err());
         let opt = [0, 0, 41, 4, 0xd0, 0, 0, 0, 0, 0, 0].to_vec();
         let two = message(0, rtype::A, [&[], &[], &[opt.clone(), opt.clone()]]);
-        assert!(Answer::read(&two, &key(rtype::A)).is_err());
+        assert!(Answer::read(two, &key(rtype::A)).is_err());
         let misplaced = message(0, rtype::A, [&[opt], &[], &[]]);
-        assert!(Answer::read(&misplaced, &key(rtype::A)).is_err());
+        assert!(Answer::read(misplaced, &key(rtype::A)).is_err());
     }
 }

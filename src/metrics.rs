@@ -1,0 +1,384 @@
+//! Every metric: its name, its help and where it is counted.
+//!
+//! What is counted on the way of each query are plain atomics, one set for each thread, merged when
+//! scraped: a facade call costs a hash of its labels, and the exporter's histograms keep every
+//! sample until they are rendered. Everything else goes through the `metrics` facade.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+
+use crate::wire::rtype;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Buckets of every histogram: 10 µs · 2ⁿ, up to 5.2 s.
+const BUCKETS: usize = 20;
+
+/// Durations, counted in buckets.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [Counter; BUCKETS + 1],
+    sum_ns: Counter,
+}
+
+impl Histogram {
+    /// Counts `n` equal durations.
+    pub fn observe(&self, duration: Duration, n: u64) {
+        let tens_of_us = duration.as_nanos().div_ceil(10_000).max(1);
+        let bucket = (u128::BITS - (tens_of_us - 1).leading_zeros()) as usize;
+        self.buckets[bucket.min(BUCKETS)].add(n);
+        self.sum_ns.add(n * duration.as_nanos() as u64);
+    }
+}
+
+/// Writes the histograms of one family, each the sum of its parts, as Prometheus text.
+pub fn write_histograms<'a>(
+    out: &mut String,
+    name: &str,
+    help: &str,
+    series: impl Iterator<Item = (String, Vec<&'a Histogram>)>,
+) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+    for (labels, parts) in series {
+        let sum = |pick: &dyn Fn(&Histogram) -> &Counter| -> u64 {
+            parts.iter().map(|part| pick(part).value()).sum()
+        };
+        let mut total = 0;
+        for bucket in 0..=BUCKETS {
+            total += sum(&|part| &part.buckets[bucket]);
+            let bound = match bucket {
+                BUCKETS => "+Inf".to_owned(),
+                n => format!("{}", 1e-5 * f64::from(1u32 << n)),
+            };
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {total}");
+        }
+        let seconds = Duration::from_nanos(sum(&|part| &part.sum_ns)).as_secs_f64();
+        let _ = writeln!(out, "{name}_sum{{{labels}}} {seconds}\n{name}_count{{{labels}}} {total}");
+    }
+}
+
+/// How a query came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A fresh entry.
+    Hit,
+    /// An upstream.
+    Miss,
+    /// An expired entry.
+    Stale,
+    /// Nobody: SERVFAIL, or a remembered failure.
+    Failure,
+    /// Static records.
+    Hosts,
+    /// The agent itself, refusals included.
+    Local,
+}
+
+const SOURCES: [(Source, &str); 6] = [
+    (Source::Hit, "hit"),
+    (Source::Miss, "miss"),
+    (Source::Stale, "stale"),
+    (Source::Failure, "failure"),
+    (Source::Hosts, "hosts"),
+    (Source::Local, "local"),
+];
+
+/// Why a packet got no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// Shorter than a header.
+    Short,
+    /// A response.
+    Response,
+    /// From port 0 or from ourselves.
+    Source,
+    /// The reply could not be sent.
+    Send,
+    /// A TCP client over its limits.
+    TcpLimit,
+}
+
+const DROPPED: [(Dropped, &str); 5] = [
+    (Dropped::Short, "short"),
+    (Dropped::Response, "response"),
+    (Dropped::Source, "source"),
+    (Dropped::Send, "send"),
+    (Dropped::TcpLimit, "tcp_limit"),
+];
+
+/// Types that have a label of their own, most asked first; all others are `other`.
+const TYPES: [(u16, &str); 11] = [
+    (rtype::A, "A"),
+    (rtype::AAAA, "AAAA"),
+    (rtype::PTR, "PTR"),
+    (33, "SRV"),
+    (rtype::TXT, "TXT"),
+    (65, "HTTPS"),
+    (15, "MX"),
+    (2, "NS"),
+    (rtype::CNAME, "CNAME"),
+    (rtype::SOA, "SOA"),
+    (rtype::ANY, "ANY"),
+];
+
+const RCODES: [&str; 7] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "other"];
+
+/// What one thread counts. Aligned so that two threads never write to one cache line.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Slot {
+    /// By transport, family and type.
+    queries: [[[Counter; TYPES.len() + 1]; 2]; 2],
+    durations: [Histogram; SOURCES.len()],
+    dropped: [Counter; DROPPED.len()],
+    /// Failing receive calls.
+    pub receive_errors: Counter,
+}
+
+impl Slot {
+    /// Counts a query.
+    pub fn query(&self, transport: Transport, ipv6: bool, qtype: u16) {
+        let qtype = TYPES.iter().position(|&(known, _)| known == qtype).unwrap_or(TYPES.len());
+        self.queries[transport as usize][usize::from(ipv6)][qtype].add(1);
+    }
+
+    /// Counts `n` answers that took this long from receiving to sending.
+    pub fn took(&self, source: Source, duration: Duration, n: u64) {
+        self.durations[source as usize].observe(duration, n);
+    }
+
+    /// Counts a packet without answer.
+    pub fn dropped(&self, why: Dropped) {
+        self.dropped[why as usize].add(1);
+    }
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct ZoneSlot {
+    responses: [[Counter; RCODES.len()]; SOURCES.len()],
+}
+
+/// What is counted for one zone; it outlives reloads.
+#[derive(Debug)]
+pub struct ZoneMetrics {
+    name: String,
+    slots: Box<[ZoneSlot]>,
+}
+
+impl ZoneMetrics {
+    /// The zone's name, as in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Counts an answer from the thread that owns `slot`.
+    pub fn response(&self, slot: usize, source: Source, rcode: u16) {
+        let rcode = usize::from(rcode).min(RCODES.len() - 1);
+        self.slots[slot].responses[source as usize][rcode].add(1);
+    }
+
+    fn sum(&self, source: usize, rcode: usize) -> u64 {
+        self.slots.iter().map(|slot| slot.responses[source][rcode].value()).sum()
+    }
+
+    /// Answers from this source.
+    pub fn answered(&self, source: Source) -> u64 {
+        (0..RCODES.len()).map(|rcode| self.sum(source as usize, rcode)).sum()
+    }
+}
+
+/// All hot counters of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    slots: Box<[Slot]>,
+    /// Answers under no configured zone.
+    pub no_zone: Arc<ZoneMetrics>,
+}
+
+impl Metrics {
+    /// One slot for each UDP worker, and one more that all other threads share.
+    pub fn new(workers: usize) -> Self {
+        let slots = (0..=workers).map(|_| Slot::default()).collect();
+        let zone = |name: &str| Self::zone_with(name, workers + 1);
+        Self { slots, no_zone: zone("none") }
+    }
+
+    /// The slot of worker `index`.
+    pub fn slot(&self, index: usize) -> &Slot {
+        &self.slots[index]
+    }
+
+    /// The index of the slot that is shared.
+    pub fn shared(&self) -> usize {
+        self.slots.len() - 1
+    }
+
+    /// Counters for a zone of this name.
+    pub fn zone(&self, name: &str) -> Arc<ZoneMetrics> {
+        Self::zone_with(name, self.slots.len())
+    }
+
+    fn zone_with(name: &str, slots: usize) -> Arc<ZoneMetrics> {
+        let slots = (0..slots).map(|_| ZoneSlot::default()).collect();
+        Arc::new(ZoneMetrics { name: name.to_owned(), slots })
+    }
+
+    /// Queries so far.
+    pub fn queries(&self) -> u64 {
+        let of = |slot: &Slot| -> u64 { slot.queries.iter().flatten().flatten().map(Counter::value).sum() };
+        self.slots.iter().map(of).sum()
+    }
+
+    /// Hands the merged counters to the facade.
+    pub fn publish<'a>(&'a self, zones: impl Iterator<Item = &'a Arc<ZoneMetrics>>) {
+        let set = |value: u64, counter: metrics::Counter| counter.absolute(value);
+        for (transport, transport_name) in ["udp", "tcp"].into_iter().enumerate() {
+            for (family, family_name) in ["1", "2"].into_iter().enumerate() {
+                for (index, qtype) in TYPES.iter().map(|t| t.1).chain(["other"]).enumerate() {
+                    let sum = self.slots.iter().map(|s| s.queries[transport][family][index].value()).sum();
+                    if sum > 0 {
+                        set(
+                            sum,
+                            counter!(QUERIES, "transport" => transport_name, "family" => family_name, "type" => qtype),
+                        );
+                    }
+                }
+            }
+        }
+        for (index, (_, cause)) in DROPPED.iter().enumerate() {
+            let sum = self.slots.iter().map(|slot| slot.dropped[index].value()).sum();
+            set(sum, counter!(DROPPED_TOTAL, "cause" => *cause));
+        }
+        let errors = self.slots.iter().map(|slot| slot.receive_errors.value()).sum();
+        set(errors, counter!(UDP_RECEIVE_ERRORS));
+        for zone in zones.chain([&self.no_zone]) {
+            for (source, (_, source_name)) in SOURCES.iter().enumerate() {
+                for (rcode, rcode_name) in RCODES.iter().enumerate() {
+                    let sum = zone.sum(source, rcode);
+                    if sum > 0 {
+                        set(
+                            sum,
+                            counter!(RESPONSES, "zone" => zone.name.clone(), "rcode" => *rcode_name, "source" => *source_name),
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Appends the histograms of answer times.
+    pub fn write_durations(&self, out: &mut String) {
+        let series = SOURCES.iter().enumerate().map(|(index, (_, name))| {
+            (format!("source=\"{name}\""), self.slots.iter().map(|slot| &slot.durations[index]).collect())
+        });
+        write_histograms(
+            out,
+            QUERY_DURATION,
+            "Seconds from receiving a query to sending its answer.",
+            series,
+        );
+    }
+}
+
+/// A named metric of the facade with its help.
+macro_rules! names {
+    ($($kind:ident $const:ident = $name:literal: $help:literal;)*) => {
+        $(#[doc = $help] pub const $const: &str = $name;)*
+        /// Tells the recorder what each metric means. Once, at start.
+        pub fn describe() {
+            $(names!(@$kind $const, $help);)*
+        }
+    };
+    (@counter $const:ident, $help:literal) => { describe_counter!($const, $help) };
+    (@gauge $const:ident, $help:literal) => { describe_gauge!($const, $help) };
+}
+
+/// Seconds from receiving a query to sending its answer.
+pub const QUERY_DURATION: &str = "nodens_query_duration_seconds";
+/// Seconds from sending a query to a server to its answer.
+pub const UPSTREAM_DURATION: &str = "nodens_upstream_duration_seconds";
+
+names! {
+    counter QUERIES = "nodens_queries_total": "Queries received; family 1 is IPv4, 2 is IPv6 (IANA address families).";
+    counter RESPONSES = "nodens_responses_total": "Answers sent, by zone, RCODE and where they came from.";
+    counter DROPPED_TOTAL = "nodens_dropped_total": "Packets and answers that were dropped, by cause.";
+    counter UDP_RECEIVE_ERRORS = "nodens_udp_receive_errors_total": "Failing receive calls on UDP sockets.";
+    gauge CACHE_ENTRIES = "nodens_cache_entries": "Entries in the cache, by kind.";
+    gauge CACHE_BYTES = "nodens_cache_bytes": "Bytes in use by the cache.";
+    counter CACHE_EVICTIONS = "nodens_cache_evictions_total": "Entries that had to make room for others.";
+    counter CACHE_LOOKUPS = "nodens_cache_lookups_total": "Cache look-ups, by zone and result.";
+    counter PREFETCHES = "nodens_prefetches_total": "Entries refreshed ahead of their expiry, by zone.";
+    gauge STALE_SINCE = "nodens_stale_since_seconds": "Unix time at which a zone's upstreams began to fail; 0 while they answer.";
+    gauge FLIGHTS = "nodens_flights": "Distinct questions being asked upstream.";
+    gauge WAITERS = "nodens_waiters": "Clients waiting for a flight.";
+    counter FLIGHT_JOINS = "nodens_flight_joins_total": "Queries that joined a flight already under way.";
+    counter FLIGHTS_REFUSED = "nodens_flights_refused_total": "Queries refused at the bound of flights or waiters.";
+    counter UPSTREAM_REQUESTS = "nodens_upstream_requests_total": "Queries sent upstream, by zone, server and transport.";
+    counter UPSTREAM_FAILURES = "nodens_upstream_failures_total": "Tries that failed, by server and cause.";
+    gauge UPSTREAM_CONNECTIONS = "nodens_upstream_connections": "Open connections to a server.";
+    counter UPSTREAM_CONNECTS = "nodens_upstream_connects_total": "Connections tried, by server and result.";
+    counter UPSTREAM_WRITES = "nodens_upstream_writes_total": "Write calls on upstream connections; several queries share one.";
+    gauge TCP_CONNECTIONS = "nodens_tcp_connections": "TCP clients connected.";
+    counter SETUP_ERRORS = "nodens_setup_errors_total": "Steps of the node's set-up that failed.";
+    gauge BUILD_INFO = "nodens_build_info": "1, labelled with the version.";
+    gauge CONFIG_INFO = "nodens_config_info": "1, labelled with the hash of the configuration in use.";
+    counter CONFIG_RELOADS = "nodens_config_reloads_total": "Times the configuration was read again, by result.";
+    gauge CONFIG_LAST_RELOAD = "nodens_config_last_reload_success": "1 if the newest configuration is in use.";
+}
+
+/// Sets the build's own series.
+pub fn publish_build() {
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_fall_into_the_first_bucket_that_holds_them() {
+        let histogram = Histogram::default();
+        for us in [0, 1, 10, 11, 20, 21, 10_000_000] {
+            histogram.observe(Duration::from_micros(us), 1);
+        }
+        let mut out = String::new();
+        write_histograms(
+            &mut out,
+            "h",
+            "help",
+            [("a=\"b\"".to_owned(), vec![&histogram, &histogram])].into_iter(),
+        );
+        assert!(out.contains("h_bucket{a=\"b\",le=\"0.00001\"} 6\n"), "{out}");
+        assert!(out.contains("h_bucket{a=\"b\",le=\"0.00002\"} 10\n"), "{out}");
+        assert!(out.contains("le=\"0.00004\"} 12\n"), "{out}");
+        assert!(out.contains("le=\"5.24288\"} 12\n"), "{out}");
+        assert!(out.contains("le=\"+Inf\"} 14\nh_sum{a=\"b\"} 20.000126\nh_count{a=\"b\"} 14\n"), "{out}");
+    }
+}

@@ -1,0 +1,321 @@
+//! Asking servers: a pool takes a question and gives back an answer inside a deadline.
+//!
+//! A pool belongs to an upstream definition, not to a zone. Below it stand servers, each with its
+//! connections. [`Pool::exchange`] is the whole life of one question: which server, how often, when
+//! a second time elsewhere.
+
+pub mod connection;
+pub mod health;
+pub mod server;
+pub mod system;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use health::{Candidate, choose};
+use metrics::counter;
+use server::Server;
+use tokio::time::Instant;
+
+use crate::config;
+use crate::metrics::{Transport, UPSTREAM_FAILURES};
+use crate::wire::key::Key;
+use crate::wire::rcode;
+use crate::wire::response::{Answer, Kind};
+
+/// dns-rules: tries of one flight at one server.
+const TRIES: u32 = 3;
+/// An answer that is later than this is asked for a second time elsewhere, while the first is awaited.
+const PATIENCE: Duration = Duration::from_millis(1000);
+
+/// Why a try gave no usable answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// No connection, or the network says that nobody is there.
+    Connect,
+    /// The connection ended before the answer.
+    Closed,
+    /// No answer in time.
+    Timeout,
+    /// The answer breaks the format.
+    Malformed,
+    /// The answer is a failure RCODE.
+    Rcode(u16),
+    /// There is nobody to ask.
+    NoServer,
+}
+
+impl Cause {
+    /// Its label in metrics and traces.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+            Self::Malformed => "malformed",
+            Self::Rcode(rcode::SERVFAIL) => "servfail",
+            Self::Rcode(rcode::REFUSED) => "refused",
+            Self::Rcode(_) => "rcode",
+            Self::NoServer => "no_server",
+        }
+    }
+}
+
+/// What went out in one try.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sent {
+    /// A query by UDP.
+    pub udp: bool,
+    /// A query by TCP.
+    pub tcp: bool,
+    /// The connection had carried queries before.
+    pub reused: bool,
+}
+
+/// One try, for metrics and traces.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// The server's label.
+    pub server: Arc<str>,
+    /// What was sent.
+    pub sent: Sent,
+    /// From asking to the end of the try.
+    pub took: Duration,
+    /// `None` for an answer.
+    pub failed: Option<Cause>,
+}
+
+impl Attempt {
+    /// The transports used.
+    pub fn transports(&self) -> impl Iterator<Item = Transport> {
+        [(self.sent.udp, Transport::Udp), (self.sent.tcp, Transport::Tcp)]
+            .into_iter()
+            .filter_map(|(used, transport)| used.then_some(transport))
+    }
+}
+
+/// The end of one question's way.
+#[derive(Debug)]
+pub struct Exchange {
+    /// The answer, or why there is none.
+    pub result: Result<Answer, Cause>,
+    /// Every try that ended, in order.
+    pub attempts: Vec<Attempt>,
+}
+
+/// Servers that are asked alike.
+pub struct Pool {
+    definition: config::Upstream,
+    servers: ArcSwap<Vec<Arc<Server>>>,
+    edns_size: u16,
+    turn: AtomicUsize,
+    /// Counts recoveries: answers after failures. A failure remembered under an older number is void.
+    generation: AtomicU64,
+    failing: std::sync::atomic::AtomicBool,
+}
+
+impl Pool {
+    /// A pool without connections. `ours` are the addresses that `system` must not lead to.
+    pub fn new(definition: config::Upstream, edns_size: u16, ours: &[IpAddr]) -> Arc<Self> {
+        let pool = Self {
+            definition,
+            servers: ArcSwap::default(),
+            edns_size,
+            turn: AtomicUsize::new(0),
+            generation: AtomicU64::new(0),
+            failing: std::sync::atomic::AtomicBool::new(false),
+        };
+        pool.refresh(ours);
+        Arc::new(pool)
+    }
+
+    /// What it was made from.
+    pub fn definition(&self) -> &config::Upstream {
+        &self.definition
+    }
+
+    /// The servers as they are now.
+    pub fn servers(&self) -> Arc<Vec<Arc<Server>>> {
+        self.servers.load_full()
+    }
+
+    /// Whether it follows the system's configuration.
+    pub fn is_system(&self) -> bool {
+        self.definition.servers.contains(&config::Server::System)
+    }
+
+    /// Makes the list of servers anew; those that stay keep their connections.
+    pub fn refresh(&self, ours: &[IpAddr]) {
+        let mut wanted: Vec<(SocketAddr, bool)> = Vec::new();
+        for server in &self.definition.servers {
+            match *server {
+                config::Server::Tcp(addr) => wanted.push((addr, false)),
+                config::Server::Udp(addr) => wanted.push((addr, true)),
+                config::Server::System => {
+                    wanted.extend(system::servers(ours).into_iter().map(|addr| (addr, true)));
+                }
+            }
+        }
+        let old = self.servers.load();
+        let make = |&(addr, udp): &(SocketAddr, bool)| {
+            let known = old.iter().find(|server| (server.addr, server.udp) == (addr, udp));
+            known.cloned().unwrap_or_else(|| {
+                Server::new(addr, udp, self.definition.connections.clone(), self.edns_size)
+            })
+        };
+        self.servers.store(Arc::new(wanted.iter().map(make).collect()));
+    }
+
+    /// Closes idle connections. Called once a second.
+    pub fn tidy(&self) {
+        for server in self.servers.load().iter() {
+            server.close_idle();
+        }
+    }
+
+    /// Counts recoveries; see [`crate::cache::failure`].
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Whether every server is passed over for its failures.
+    pub fn is_down(&self, now: std::time::Instant) -> bool {
+        self.servers.load().iter().all(|server| server.health.is_ejected(now))
+    }
+
+    /// Asks until there is an answer, inside one deadline: each server up to [`TRIES`] times,
+    /// beginning where the policy says. A try that fails is followed by the next at once; one by TCP that is
+    /// merely slow is joined by a second one. A failure RCODE is taken from one other server at most.
+    pub async fn exchange(&self, key: &Key) -> Exchange {
+        let started = Instant::now();
+        let deadline = started + self.definition.timeout;
+        let servers = self.servers();
+        let mut tries = vec![0; servers.len()];
+        let mut attempts = Vec::new();
+        let mut running = FuturesUnordered::new();
+        let mut last = Cause::NoServer;
+        let timer = tokio::time::sleep_until(deadline.min(started + PATIENCE));
+        tokio::pin!(timer);
+        loop {
+            if running.is_empty() {
+                let Some(index) = self.next(&servers, &mut tries, last) else {
+                    return Exchange { result: Err(last), attempts };
+                };
+                running.push(attempt(&servers[index], key));
+            }
+            tokio::select! {
+                Some((attempt, result)) = running.next() => {
+                    attempts.push(attempt);
+                    match self.judge(result) {
+                        Ok(answer) => return Exchange { result: Ok(answer), attempts },
+                        Err(cause) => last = cause,
+                    }
+                }
+                () = &mut timer => {
+                    if Instant::now() >= deadline {
+                        self.timed_out(&servers, &tries, started, &mut attempts);
+                        return Exchange { result: Err(Cause::Timeout), attempts };
+                    }
+                    if running.len() < 2 && let Some(index) = self.next(&servers, &mut tries, last) {
+                        running.push(attempt(&servers[index], key));
+                    }
+                    timer.as_mut().reset(deadline.min(Instant::now() + PATIENCE));
+                }
+            }
+        }
+    }
+
+    /// The server of the next try; `None` when there is no point in another.
+    fn next(&self, servers: &[Arc<Server>], tries: &mut [u32], last: Cause) -> Option<usize> {
+        let now = std::time::Instant::now();
+        let candidate = |(server, &tries): (&Arc<Server>, &u32)| Candidate {
+            ejected: server.health.is_ejected(now),
+            tries,
+            in_flight: server.in_flight(),
+        };
+        // A server that answered with a failure would do so again; one other may know better.
+        let max_tries = if matches!(last, Cause::Rcode(_)) { 1 } else { TRIES };
+        let index = match servers {
+            [_] => (tries[0] < max_tries).then_some(0)?,
+            _ => {
+                let candidates: Vec<Candidate> = servers.iter().zip(tries.iter()).map(candidate).collect();
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                choose(self.definition.policy, &candidates, max_tries, turn, rand::random::<u32>() as usize)?
+            }
+        };
+        tries[index] += 1;
+        Some(index)
+    }
+
+    /// Sorts an answer from a failure.
+    fn judge(&self, result: Result<Answer, Cause>) -> Result<Answer, Cause> {
+        let answer = result.inspect_err(|_| self.failing.store(true, Ordering::Relaxed))?;
+        if let Kind::Failure(code) = answer.kind {
+            return Err(Cause::Rcode(code));
+        }
+        if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
+            self.generation.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(answer)
+    }
+
+    /// Writes down the tries that the deadline cut off.
+    fn timed_out(&self, servers: &[Arc<Server>], tries: &[u32], started: Instant, log: &mut Vec<Attempt>) {
+        self.failing.store(true, Ordering::Relaxed);
+        for (server, &tries) in servers.iter().zip(tries) {
+            let ended = log.iter().filter(|attempt| attempt.server == server.label).count();
+            if tries as usize > ended {
+                server.health.failed(std::time::Instant::now());
+                let failed = Some(Cause::Timeout);
+                count_failure(server, Cause::Timeout);
+                let sent = Sent { udp: server.udp, tcp: !server.udp, reused: false };
+                log.push(Attempt {
+                    server: Arc::clone(&server.label),
+                    sent,
+                    took: started.elapsed(),
+                    failed,
+                });
+            }
+        }
+    }
+}
+
+/// One try at one server, with its marks in health and metrics.
+async fn attempt(server: &Arc<Server>, key: &Key) -> (Attempt, Result<Answer, Cause>) {
+    let started = Instant::now();
+    let mut sent = Sent::default();
+    let result = if server.udp {
+        // A lost datagram is only noticed by its silence.
+        let asked = tokio::time::timeout(PATIENCE, server.ask(key, &mut sent)).await;
+        asked.unwrap_or(Err(Cause::Timeout))
+    } else {
+        server.ask(key, &mut sent).await
+    };
+    let took = started.elapsed();
+    let failed = match &result {
+        Ok(answer) => {
+            server.health.answered();
+            server.durations.observe(took, 1);
+            match answer.kind {
+                Kind::Failure(code) => Some(Cause::Rcode(code)),
+                _ => None,
+            }
+        }
+        Err(cause) => {
+            server.health.failed(std::time::Instant::now());
+            Some(*cause)
+        }
+    };
+    if let Some(cause) = failed {
+        count_failure(server, cause);
+    }
+    (Attempt { server: Arc::clone(&server.label), sent, took, failed }, result)
+}
+
+fn count_failure(server: &Server, cause: Cause) {
+    counter!(UPSTREAM_FAILURES, "server" => Arc::clone(&server.label), "cause" => cause.label()).increment(1);
+}

@@ -1,0 +1,239 @@
+//! One persistent connection to a server, with several queries in flight on it.
+//!
+//! A task owns the stream. It takes all queries that wait and sends them in one write, reads as many
+//! answers as there are, and matches each by ID and question. It works on any byte stream with DNS
+//! framing, so that TLS needs no code of its own here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::wire::frame::{self, Frames};
+use crate::wire::key::Key;
+
+/// Bytes read at a time. A CoreDNS answer has 100 to 300.
+const READ: usize = 16 * 1024;
+/// Queries put into one write at the most; a query has under 300 bytes.
+const BATCH: usize = 64;
+/// A connection that was given up stays this long for the answers under way on it.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// The connection ended before the answer came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Broken;
+
+/// A query for the connection's task.
+struct Ask {
+    key: Key,
+    edns_size: Option<u16>,
+    reply: oneshot::Sender<Vec<u8>>,
+}
+
+/// A query that was sent.
+struct Pending {
+    key: Key,
+    reply: oneshot::Sender<Vec<u8>>,
+}
+
+/// The side of a connection that its pool holds. Dropping it lets the connection end once its
+/// queries have been answered.
+pub struct Connection {
+    queue: mpsc::UnboundedSender<Ask>,
+    shared: Arc<Shared>,
+    opened: Instant,
+    /// No new query after this.
+    pub retire_at: Instant,
+}
+
+struct Shared {
+    /// Queries given to it that have not been answered, those nobody waits for any more included.
+    in_flight: AtomicUsize,
+    /// The task has ended or is about to.
+    closed: AtomicBool,
+    /// Milliseconds from opening to the last query; 0 before the first.
+    used_ms: AtomicU64,
+    /// Wakes those who wait for room.
+    room: Arc<Notify>,
+    writes: metrics::Counter,
+    open: metrics::Gauge,
+}
+
+/// Handles of a server's metrics that its connections count.
+#[derive(Clone)]
+pub struct Counters {
+    /// Write calls.
+    pub writes: metrics::Counter,
+    /// Open connections.
+    pub open: metrics::Gauge,
+}
+
+impl Connection {
+    /// Starts the task of a connected stream. `room` is told of each answer.
+    pub fn start<S>(stream: S, retire_at: Instant, room: Arc<Notify>, counters: Counters) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (queue, asks) = mpsc::unbounded_channel();
+        counters.open.increment(1.0);
+        let shared = Arc::new(Shared {
+            in_flight: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            used_ms: AtomicU64::new(0),
+            room,
+            writes: counters.writes,
+            open: counters.open,
+        });
+        let task = Task { asks, shared: Arc::clone(&shared), pending: HashMap::default() };
+        tokio::spawn(task.run(stream));
+        Self { queue, shared, opened: Instant::now(), retire_at }
+    }
+
+    /// Queries in flight on it.
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Whether it takes queries.
+    pub fn is_open(&self) -> bool {
+        !self.shared.closed.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has carried a query before.
+    pub fn is_used(&self) -> bool {
+        self.shared.used_ms.load(Ordering::Relaxed) != 0
+    }
+
+    /// How long it has had nothing to do.
+    pub fn idle_for(&self, now: Instant) -> Duration {
+        if self.in_flight() > 0 {
+            return Duration::ZERO;
+        }
+        let used = Duration::from_millis(self.shared.used_ms.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.opened + used)
+    }
+
+    /// Hands a query over, and gives the place where its answer will be.
+    pub fn ask(&self, key: Key, edns_size: Option<u16>) -> Waiting {
+        let (reply, answer) = oneshot::channel();
+        self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let used_ms = self.opened.elapsed().as_millis() as u64;
+        self.shared.used_ms.store(used_ms.max(1), Ordering::Relaxed);
+        // If the task has ended, the sender is dropped with the query and the receiver says so.
+        let _ = self.queue.send(Ask { key, edns_size, reply });
+        Waiting(answer)
+    }
+}
+
+/// An answer that is awaited.
+pub struct Waiting(oneshot::Receiver<Vec<u8>>);
+
+impl Waiting {
+    /// The response, whose ID and question match.
+    ///
+    /// # Errors
+    /// [`Broken`] when the connection ended first.
+    pub async fn answer(self) -> Result<Vec<u8>, Broken> {
+        self.0.await.map_err(|_| Broken)
+    }
+}
+
+struct Task {
+    asks: mpsc::UnboundedReceiver<Ask>,
+    shared: Arc<Shared>,
+    pending: HashMap<u16, Pending, ahash::RandomState>,
+}
+
+impl Task {
+    async fn run<S: AsyncRead + AsyncWrite>(mut self, stream: S) {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let mut input = Vec::with_capacity(READ);
+        let mut output: Vec<u8> = Vec::new();
+        let mut written = 0;
+        let mut batch = Vec::new();
+        let mut given_up_at = None;
+        loop {
+            tokio::select! {
+                biased;
+                sent = writer.write(&output[written..]), if written < output.len() => match sent {
+                    Ok(0) | Err(_) => break,
+                    Ok(bytes) => {
+                        self.shared.writes.increment(1);
+                        written += bytes;
+                        if written == output.len() {
+                            output.clear();
+                            written = 0;
+                        }
+                    }
+                },
+                read = reader.read_buf(&mut input) => {
+                    if !matches!(read, Ok(1..)) || self.take_answers(&mut input).is_err() {
+                        break;
+                    }
+                    if given_up_at.is_some() && self.pending.is_empty() {
+                        break;
+                    }
+                }
+                taken = self.asks.recv_many(&mut batch, BATCH), if given_up_at.is_none() => {
+                    if taken == 0 {
+                        if self.pending.is_empty() {
+                            break;
+                        }
+                        given_up_at = Some(Instant::now() + LINGER);
+                    }
+                    for ask in batch.drain(..) {
+                        self.encode(ask, &mut output);
+                    }
+                }
+                () = tokio::time::sleep_until(given_up_at.unwrap_or_else(Instant::now)), if given_up_at.is_some() => {
+                    break;
+                }
+            }
+        }
+        self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.open.decrement(1.0);
+        drop(self.pending); // their receivers see that it broke
+        self.shared.room.notify_waiters();
+    }
+
+    /// Gives a query its ID and appends it to what is to be written.
+    fn encode(&mut self, ask: Ask, output: &mut Vec<u8>) {
+        let id = loop {
+            // Bounded: the pool stops at `in_flight` queries, at most 1024 of the 65536 IDs.
+            let id: u16 = rand::random();
+            if !self.pending.contains_key(&id) {
+                break id;
+            }
+        };
+        frame::append(output, |out| ask.key.write_query(id, ask.edns_size, out));
+        self.pending.insert(id, Pending { key: ask.key, reply: ask.reply });
+    }
+
+    /// Hands out the whole answers at the front of `input`. A message that matches no query is
+    /// ignored: it may be late, or somebody's attempt.
+    fn take_answers(&mut self, input: &mut Vec<u8>) -> Result<(), Broken> {
+        let mut frames = Frames::new(input);
+        for message in frames.by_ref() {
+            let Some(&id) = message.first_chunk::<2>() else {
+                return Err(Broken); // an empty message: the framing is lost
+            };
+            let id = u16::from_be_bytes(id);
+            if self.pending.get(&id).is_none_or(|pending| !pending.key.is_answered_by(message)) {
+                continue;
+            }
+            if let Some(pending) = self.pending.remove(&id) {
+                self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+                let _ = pending.reply.send(message.to_vec());
+                self.shared.room.notify_one();
+            }
+        }
+        let used = input.len() - frames.left();
+        input.drain(..used);
+        input.reserve(READ);
+        Ok(())
+    }
+}

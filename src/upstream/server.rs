@@ -1,0 +1,235 @@
+//! One server: its connections, and UDP where that comes first.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use super::connection::{Broken, Connection, Counters};
+use super::health::Health;
+use super::{Cause, Sent};
+use crate::config::Connections;
+use crate::metrics::{Histogram, UPSTREAM_CONNECTIONS, UPSTREAM_CONNECTS, UPSTREAM_WRITES};
+use crate::wire::edns::MIN_SIZE;
+use crate::wire::key::Key;
+use crate::wire::response::{Answer, Kind};
+use crate::wire::{flag, rcode, u16_at};
+
+/// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
+const CONNECT: Duration = Duration::from_millis(1500);
+/// Unacknowledged data for this long means that the peer is gone (RFC 5482). The kernel needs
+/// a little more to notice.
+const USER_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Responses that did not match, after which a UDP try is given up.
+const STRANGERS: usize = 64;
+
+/// A server of a pool.
+pub struct Server {
+    /// Where it is.
+    pub addr: SocketAddr,
+    /// Its label in metrics, with the transport that is tried first.
+    pub label: Arc<str>,
+    /// Whether it is asked by UDP first.
+    pub udp: bool,
+    /// Whether it has been failing.
+    pub health: Health,
+    /// Times from asking to the answer.
+    pub durations: Histogram,
+    settings: Connections,
+    edns_size: u16,
+    /// It answered FORMERR or NOTIMP to our OPT.
+    no_edns: AtomicBool,
+    pool: Mutex<Vec<Arc<Connection>>>,
+    opening: AtomicUsize,
+    /// Queries being asked by UDP.
+    udp_in_flight: AtomicUsize,
+    room: Arc<Notify>,
+    counters: Counters,
+}
+
+impl Server {
+    /// A server without connections; they are opened when there is demand.
+    pub fn new(addr: SocketAddr, udp: bool, settings: Connections, edns_size: u16) -> Arc<Self> {
+        let label: Arc<str> = format!("{}://{addr}", if udp { "udp" } else { "tcp" }).into();
+        let counters = Counters {
+            writes: counter!(UPSTREAM_WRITES, "server" => Arc::clone(&label)),
+            open: gauge!(UPSTREAM_CONNECTIONS, "server" => Arc::clone(&label)),
+        };
+        Arc::new(Self {
+            addr,
+            label,
+            udp,
+            health: Health::default(),
+            durations: Histogram::default(),
+            settings,
+            edns_size,
+            no_edns: AtomicBool::new(false),
+            pool: Mutex::default(),
+            opening: AtomicUsize::new(0),
+            udp_in_flight: AtomicUsize::new(0),
+            room: Arc::new(Notify::new()),
+            counters,
+        })
+    }
+
+    /// Queries in flight to it.
+    pub fn in_flight(&self) -> usize {
+        let connections: usize = self.connections().iter().map(|connection| connection.in_flight()).sum();
+        connections + self.udp_in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Open connections.
+    pub fn open(&self) -> usize {
+        self.connections().len()
+    }
+
+    /// Asks it once, by the transport that comes first, and by TCP when UDP truncated the answer.
+    ///
+    /// # Errors
+    /// Why there is no usable answer.
+    pub async fn ask(self: &Arc<Self>, key: &Key, sent: &mut Sent) -> Result<Answer, Cause> {
+        let edns_size = (!self.no_edns.load(Ordering::Relaxed)).then_some(self.edns_size);
+        let answer = self.ask_with(key, edns_size, sent).await?;
+        let refused = matches!(answer.kind, Kind::Failure(rcode::FORMERR | rcode::NOTIMP));
+        if edns_size.is_none() || !refused {
+            return Ok(answer);
+        }
+        // RFC 6891 §7: it may not know OPT.
+        let plain = self.ask_with(key, None, sent).await?;
+        if !matches!(plain.kind, Kind::Failure(_)) {
+            self.no_edns.store(true, Ordering::Relaxed);
+        }
+        Ok(plain)
+    }
+
+    async fn ask_with(
+        self: &Arc<Self>,
+        key: &Key,
+        edns_size: Option<u16>,
+        sent: &mut Sent,
+    ) -> Result<Answer, Cause> {
+        if self.udp {
+            sent.udp = true;
+            self.udp_in_flight.fetch_add(1, Ordering::Relaxed);
+            let answer = ask_udp(self.addr, key, edns_size).await;
+            self.udp_in_flight.fetch_sub(1, Ordering::Relaxed);
+            if let Some(answer) = read(answer?, key)? {
+                return Ok(answer);
+            }
+        }
+        sent.udp = false;
+        sent.tcp = true;
+        let connection = self.connection().await?;
+        sent.reused = connection.is_used();
+        let message = connection.ask(key.clone(), edns_size).answer().await;
+        // Over TCP nothing has a reason to be truncated.
+        read(message.map_err(|Broken| Cause::Closed)?, key)?.ok_or(Cause::Malformed)
+    }
+
+    /// The connection with the fewest queries in flight. While all are busy another one is opened
+    /// beside them, up to the bound: CoreDNS answers the queries of one connection one by one.
+    async fn connection(self: &Arc<Self>) -> Result<Arc<Connection>, Cause> {
+        loop {
+            let room = self.room.notified();
+            let mut opened = None;
+            {
+                let pool = self.connections();
+                let best = pool.iter().min_by_key(|connection| connection.in_flight());
+                let load = best.map_or(usize::MAX, |best| best.in_flight());
+                let may_open = pool.len() + self.opening.load(Ordering::Relaxed) < self.settings.max;
+                if may_open && (load > 0 || pool.len() < self.settings.min) {
+                    self.opening.fetch_add(1, Ordering::Relaxed);
+                    opened = Some(tokio::spawn(Arc::clone(self).open_one()));
+                }
+                if let Some(best) = best.filter(|_| load < self.settings.in_flight) {
+                    return Ok(Arc::clone(best));
+                }
+            }
+            match opened {
+                Some(opened) => opened.await.map_err(|_| Cause::Connect)??,
+                None if self.open() == 0 && self.opening.load(Ordering::Relaxed) == 0 => {}
+                None => room.await,
+            }
+        }
+    }
+
+    /// Opens a connection and puts it into the pool.
+    async fn open_one(self: Arc<Self>) -> Result<(), Cause> {
+        let stream = timeout(CONNECT, connect(self.addr)).await;
+        let result = match &stream {
+            Ok(Ok(_)) => "ok",
+            Ok(Err(_)) => "failed",
+            Err(_) => "timeout",
+        };
+        counter!(UPSTREAM_CONNECTS, "server" => Arc::clone(&self.label), "result" => result).increment(1);
+        if let Ok(Ok(stream)) = stream {
+            // 10 % more or less, so that connections opened together do not end together.
+            let age = self.settings.max_age.mul_f64(rand::random_range(0.9..1.1));
+            let room = Arc::clone(&self.room);
+            let connection = Connection::start(stream, Instant::now() + age, room, self.counters.clone());
+            self.connections().push(Arc::new(connection));
+        }
+        self.opening.fetch_sub(1, Ordering::Relaxed);
+        self.room.notify_waiters();
+        if result == "ok" { Ok(()) } else { Err(Cause::Connect) }
+    }
+
+    /// The usable connections. Those that ended or are too old leave the pool here; an old one
+    /// goes on until its queries are answered.
+    fn connections(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        pool.retain(|connection| connection.is_open() && connection.retire_at > now);
+        pool
+    }
+
+    /// Closes connections that nothing has used for a while, before the server does.
+    pub fn close_idle(&self) {
+        let now = Instant::now();
+        self.connections().retain(|connection| connection.idle_for(now) < self.settings.idle);
+    }
+}
+
+/// Reads a response; `None` if it is truncated.
+fn read(message: Vec<u8>, key: &Key) -> Result<Option<Answer>, Cause> {
+    if u16_at(&message, 2).is_ok_and(|flags| flags & flag::TC != 0) {
+        return Ok(None);
+    }
+    Answer::read(message, key).map(Some).map_err(|_| Cause::Malformed)
+}
+
+async fn connect(addr: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_nodelay(true)?;
+    socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.connect(addr).await
+}
+
+/// Asks by UDP from a socket of its own, so that each query has a random source port (RFC 5452 §9.2).
+async fn ask_udp(addr: SocketAddr, key: &Key, edns_size: Option<u16>) -> Result<Vec<u8>, Cause> {
+    let any = match addr {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0)).await.map_err(|_| Cause::Connect)?;
+    socket.connect(addr).await.map_err(|_| Cause::Connect)?;
+    let id: u16 = rand::random();
+    let mut query = Vec::with_capacity(300);
+    key.write_query(id, edns_size, &mut query);
+    socket.send(&query).await.map_err(|_| Cause::Connect)?;
+    let mut message = vec![0; usize::from(edns_size.unwrap_or(MIN_SIZE))];
+    for _ in 0..STRANGERS {
+        let length = socket.recv(&mut message).await.map_err(|_| Cause::Connect)?;
+        let response = &message[..length];
+        if response.starts_with(&id.to_be_bytes()) && key.is_answered_by(response) {
+            message.truncate(length);
+            return Ok(message);
+        }
+    }
+    Err(Cause::Malformed)
+}
