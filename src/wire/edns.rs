@@ -22,6 +22,7 @@ const EXTENDED_ERROR: u16 = 15;
 pub enum ExtendedError {
     StaleAnswer = 3,
     CachedError = 13,
+    NotReady = 14,
     Prohibited = 18,
     StaleNxdomain = 19,
     NoReachableAuthority = 22,

@@ -1,0 +1,388 @@
+//! The way of one query: rules → hosts → cache → flight → upstream → cache → everybody who waits.
+//!
+//! [`Resolver::handle`] decides without I/O what happens to a packet: it is answered at once, dropped,
+//! or becomes a [`Miss`]. [`Resolver::wait`] lets the client of a miss wait for its flight.
+
+pub mod flight;
+pub mod local;
+pub mod view;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use flight::{Asked, Flights, Joined, ReplyTo, Waiter};
+use metrics::counter;
+use view::{Target, View, Zone};
+
+use crate::cache::Cache;
+use crate::cache::entry::{Entry, Style, Ttls};
+use crate::cache::failure::{Cause, Failures};
+use crate::config::{Limits, StaleMode};
+use crate::metrics::{Dropped, FLIGHT_JOINS, FLIGHTS_REFUSED, Metrics, Source, Transport};
+use crate::upstream::{self, Attempt, Exchange};
+use crate::wire::edns::ExtendedError;
+use crate::wire::key::{Key, KeyBuf};
+use crate::wire::query::{OurEdns, Query, Reject, write_header_only};
+use crate::wire::rcode;
+
+/// What is known of a client before its query is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Client {
+    /// The slot of the thread's counters.
+    pub slot: usize,
+    /// How the query came.
+    pub transport: Transport,
+    /// Whether it came by IPv6.
+    pub ipv6: bool,
+    /// Whether its address may ask.
+    pub allowed: bool,
+    /// Our side of EDNS on this transport.
+    pub ours: OurEdns,
+}
+
+/// What happens to a packet.
+pub enum Step {
+    /// The answer is written; its source says how it counts.
+    Reply(Source),
+    /// No answer.
+    Drop(Dropped),
+    /// It has to be asked upstream.
+    Wait(Box<Miss>),
+}
+
+/// A query that the cache could not answer.
+pub struct Miss {
+    key: Key,
+    zone: Arc<Zone>,
+    asked: Asked,
+    expired: Option<Arc<Entry>>,
+}
+
+/// Everything that answers queries.
+pub struct Resolver {
+    view: ArcSwap<View>,
+    /// Positive and negative answers.
+    pub cache: Cache,
+    /// Resolution failures.
+    pub failures: Failures,
+    /// Questions being asked.
+    pub flights: Flights,
+    /// Counters of all threads.
+    pub metrics: Arc<Metrics>,
+    runtime: tokio::runtime::Handle,
+    joins: metrics::Counter,
+}
+
+impl Resolver {
+    /// A resolver whose flights run on `runtime`.
+    pub fn new(
+        view: View,
+        cache_bytes: u64,
+        limits: &Limits,
+        metrics: Arc<Metrics>,
+        runtime: tokio::runtime::Handle,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            view: ArcSwap::from_pointee(view),
+            cache: Cache::new(cache_bytes),
+            failures: Failures::new(),
+            flights: Flights::new(limits.flights, limits.waiters),
+            metrics,
+            runtime,
+            joins: counter!(FLIGHT_JOINS),
+        })
+    }
+
+    /// The zones and rules in force. Load it once for a batch of packets.
+    pub fn view(&self) -> arc_swap::Guard<Arc<View>> {
+        self.view.load()
+    }
+
+    /// Puts other zones and rules in force; what is cached stays.
+    pub fn replace_view(&self, view: View) {
+        self.view.store(Arc::new(view));
+    }
+
+    /// Decides about one packet, and writes its answer into `out` if there is one already.
+    pub fn handle(
+        self: &Arc<Self>,
+        view: &View,
+        client: &Client,
+        packet: &[u8],
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let slot = self.metrics.slot(client.slot);
+        let query = match Query::parse(packet) {
+            Ok(query) => query,
+            Err(Reject::Short) => return Step::Drop(Dropped::Short),
+            Err(Reject::Response) => return Step::Drop(Dropped::Response),
+            Err(Reject::Header(code)) => {
+                slot.query(client.transport, client.ipv6, 0);
+                self.metrics.no_zone.response(client.slot, Source::Local, code);
+                write_header_only(packet, code, out);
+                return Step::Reply(Source::Local);
+            }
+        };
+        slot.query(client.transport, client.ipv6, query.qtype);
+        let refusal = if !client.allowed || query.is_transfer() || query.is_chaos() {
+            Some(rcode::REFUSED)
+        } else if query.edns.is_some_and(|edns| edns.version > 0) {
+            Some(rcode::BADVERS)
+        } else {
+            None
+        };
+        if let Some(code) = refusal {
+            self.metrics.no_zone.response(client.slot, Source::Local, code);
+            query.write_empty(code, &client.ours, None, out);
+            return Step::Reply(Source::Local);
+        }
+        let mut key = KeyBuf::new(&query);
+        let zone = match view.find(&query, key.name()) {
+            Target::Zone(labels, zone) => {
+                key.bind(labels);
+                zone
+            }
+            other => return self.answer_here(view, &other, client, &query, &key, now, out),
+        };
+        match self.cache.lookup(&key) {
+            Some(entry) if entry.remaining(now).is_some() => {
+                let style = Style { edns: client.ours, rotate: view.rotate, error: None };
+                entry.write(&query, Ttls::Aged(entry.age(now).as_secs() as u32), &style, out);
+                zone.metrics.response(client.slot, Source::Hit, entry.rcode());
+                if let Some(prefetch) = zone.prefetch
+                    && entry.wants_refresh(prefetch.hits, prefetch.at, now)
+                {
+                    zone.prefetches.increment(1);
+                    self.refresh(key.to_key(), zone, Some(entry));
+                }
+                Step::Reply(Source::Hit)
+            }
+            expired => self.handle_miss(view, zone, client, &query, &key, expired, now, out),
+        }
+    }
+
+    /// Static hosts, names answered by rule, and names of no zone.
+    #[expect(clippy::too_many_arguments, reason = "the tail of `handle`, off the hot path")]
+    fn answer_here(
+        &self,
+        view: &View,
+        target: &Target<'_>,
+        client: &Client,
+        query: &Query<'_>,
+        key: &KeyBuf,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let key = key.to_key();
+        let (source, entry) = match target {
+            Target::Hosts => (Source::Hosts, view.hosts.entry(query, &key, now)),
+            Target::Local(local) => (Source::Local, local.entry(query, &key, now)),
+            Target::Zone(..) | Target::None => (Source::Local, None),
+        };
+        let code = match entry {
+            Some(entry) => {
+                let style = Style { edns: client.ours, rotate: view.rotate, error: None };
+                entry.write(query, Ttls::Aged(0), &style, out);
+                entry.rcode()
+            }
+            None => {
+                query.write_empty(rcode::REFUSED, &client.ours, Some(ExtendedError::Prohibited), out);
+                rcode::REFUSED
+            }
+        };
+        self.metrics.no_zone.response(client.slot, source, code);
+        Step::Reply(source)
+    }
+
+    /// What is not fresh in the cache: a query that may not be forwarded, a failure that is still
+    /// remembered, a stale answer that may go out at once, or a miss.
+    #[expect(clippy::too_many_arguments, reason = "the tail of `handle`, off the hot path")]
+    fn handle_miss(
+        self: &Arc<Self>,
+        view: &View,
+        zone: &Arc<Zone>,
+        client: &Client,
+        query: &Query<'_>,
+        key: &KeyBuf,
+        expired: Option<Arc<Entry>>,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        if !query.recursion_desired() {
+            query.write_empty(rcode::REFUSED, &client.ours, None, out);
+            zone.metrics.response(client.slot, Source::Local, rcode::REFUSED);
+            return Step::Reply(Source::Local);
+        }
+        let failed = self.failures.lookup(key, zone.pool.generation(), now);
+        if let Some(entry) = expired.as_ref().and_then(|entry| zone.may_serve_stale(entry, now)) {
+            let stale_now = failed.is_some() || entry.immediate || zone.pool.is_down(now);
+            if stale_now {
+                let code = zone.write_stale(entry.entry, query, client.ours, view.rotate, out);
+                zone.metrics.response(client.slot, Source::Stale, code);
+                if failed.is_none() {
+                    self.refresh(key.to_key(), zone, expired.clone());
+                }
+                return Step::Reply(Source::Stale);
+            }
+        } else if let Some(cause) = failed {
+            let (code, _) = failure_answer(cause);
+            query.write_empty(code, &client.ours, Some(ExtendedError::CachedError), out);
+            zone.metrics.response(client.slot, Source::Failure, code);
+            return Step::Reply(Source::Failure);
+        }
+        zone.misses.increment(1);
+        let asked = Asked::new(query, client.ours, now);
+        Step::Wait(Box::new(Miss { key: key.to_key(), zone: Arc::clone(zone), asked, expired }))
+    }
+
+    /// Lets the client of a miss wait: for the flight of its key, which starts if there is none.
+    pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) {
+        let Miss { key, zone, asked, expired } = *miss;
+        match self.flights.join(&key, Waiter { asked, to }) {
+            Joined::First => {
+                self.runtime.spawn(Arc::clone(self).fly(key, zone, expired));
+            }
+            Joined::Waiting => self.joins.increment(1),
+            Joined::Late(waiter) => self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]),
+            Joined::Full(waiter) => {
+                counter!(FLIGHTS_REFUSED).increment(1);
+                self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]);
+            }
+        }
+    }
+
+    /// Asks for a key behind the answer that was just given.
+    fn refresh(self: &Arc<Self>, key: Key, zone: &Arc<Zone>, expired: Option<Arc<Entry>>) {
+        if self.flights.open(&key) {
+            self.runtime.spawn(Arc::clone(self).fly(key, Arc::clone(zone), expired));
+        }
+    }
+
+    /// One flight, from its first query to the answer of everybody who waits.
+    async fn fly(self: Arc<Self>, key: Key, zone: Arc<Zone>, expired: Option<Arc<Entry>>) {
+        let flight = Landing { resolver: &self, key: &key };
+        let exchange = zone.pool.exchange(&key);
+        let stale = expired.filter(|entry| zone.may_serve_stale(entry, Instant::now()).is_some());
+        let done = match (&stale, &zone.stale) {
+            (Some(entry), Some(rule)) if rule.mode == StaleMode::Timer => {
+                tokio::pin!(exchange);
+                tokio::select! {
+                    done = &mut exchange => done,
+                    () = tokio::time::sleep(rule.client_response) => {
+                        let waiting = self.flights.turn_late(&key);
+                        self.answer_without(&zone, Some(entry), waiting, None, &[]);
+                        exchange.await
+                    }
+                }
+            }
+            _ => exchange.await,
+        };
+        flight.land(&zone, stale, done);
+    }
+
+    /// Answers those for whom there is nothing fresh: stale if there is such an entry, else a failure.
+    fn answer_without(
+        &self,
+        zone: &Zone,
+        stale: Option<&Entry>,
+        waiters: impl IntoIterator<Item = Waiter>,
+        cause: Option<Cause>,
+        attempts: &[Attempt],
+    ) {
+        let now = Instant::now();
+        let rotate = self.view().rotate;
+        let stale = stale.and_then(|entry| zone.may_serve_stale(entry, now));
+        let (code, error) = cause.map_or((rcode::SERVFAIL, ExtendedError::NotReady), failure_answer);
+        for waiter in waiters {
+            self.send(zone, waiter, attempts, |query, ours, out| match &stale {
+                Some(entry) => (Source::Stale, zone.write_stale(entry.entry, query, ours, rotate, out)),
+                None => {
+                    query.write_empty(code, &ours, Some(error), out);
+                    (Source::Failure, code)
+                }
+            });
+        }
+    }
+
+    /// Writes and sends one waiter's answer.
+    fn send(
+        &self,
+        zone: &Zone,
+        waiter: Waiter,
+        attempts: &[Attempt],
+        write: impl FnOnce(&Query<'_>, OurEdns, &mut Vec<u8>) -> (Source, u16),
+    ) {
+        let Waiter { asked, to } = waiter;
+        let shared = self.metrics.shared();
+        let mut out = Vec::with_capacity(512);
+        let (source, code) = write(&asked.query(), asked.ours, &mut out);
+        zone.metrics.response(shared, source, code);
+        if !to.send(&out, attempts) {
+            self.metrics.slot(shared).dropped(Dropped::Send);
+        }
+        self.metrics.slot(shared).took(source, asked.received.elapsed(), 1);
+    }
+}
+
+/// Removes a flight even if its task is dropped half-way, so that its key can be asked again.
+struct Landing<'a> {
+    resolver: &'a Resolver,
+    key: &'a Key,
+}
+
+impl Landing<'_> {
+    /// Keeps what came, and answers everybody.
+    fn land(self, zone: &Zone, stale: Option<Arc<Entry>>, done: Exchange) {
+        // Landed: from here on the key may belong to a new flight, which is not ours to remove.
+        let this = std::mem::ManuallyDrop::new(self);
+        let Self { resolver, key } = *this;
+        let now = Instant::now();
+        zone.count(&done.attempts);
+        match done.result {
+            Ok(answer) => {
+                let entry = Arc::new(Entry::new(answer, &zone.bounds, now));
+                if entry.life() > 0 {
+                    resolver.cache.store(key.clone(), Arc::clone(&entry));
+                }
+                resolver.failures.clear(key);
+                zone.answered();
+                let rotate = resolver.view().rotate;
+                for waiter in resolver.flights.land(key) {
+                    resolver.send(zone, waiter, &done.attempts, |query, ours, out| {
+                        let style = Style { edns: ours, rotate, error: None };
+                        entry.write(query, Ttls::Aged(0), &style, out);
+                        (Source::Miss, entry.rcode())
+                    });
+                }
+            }
+            Err(cause) => {
+                let cause = match cause {
+                    upstream::Cause::Rcode(code) => Cause::Rcode(code),
+                    _ => Cause::Transport,
+                };
+                zone.failed(cause);
+                let times = zone.failure_times(stale.is_some());
+                resolver.failures.store(key, cause, zone.pool.generation(), &times, now);
+                let waiters = resolver.flights.land(key);
+                resolver.answer_without(zone, stale.as_deref(), waiters, Some(cause), &done.attempts);
+            }
+        }
+    }
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        drop(self.resolver.flights.land(self.key));
+    }
+}
+
+/// The RCODE that a client gets for a failure, and its explanation.
+fn failure_answer(cause: Cause) -> (u16, ExtendedError) {
+    match cause {
+        Cause::Transport => (rcode::SERVFAIL, ExtendedError::NoReachableAuthority),
+        Cause::Rcode(rcode::REFUSED) => (rcode::REFUSED, ExtendedError::Prohibited),
+        Cause::Rcode(_) => (rcode::SERVFAIL, ExtendedError::NetworkError),
+    }
+}

@@ -1,0 +1,269 @@
+//! One flight per key: equal questions that miss share one upstream query, however many ask.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use socket2::SockRef;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::upstream::Attempt;
+use crate::wire::edns::Edns;
+use crate::wire::key::Key;
+use crate::wire::query::{OurEdns, Query};
+
+/// A query that outlives its packet.
+#[derive(Debug)]
+pub struct Asked {
+    id: u16,
+    flags: u16,
+    name: Box<[u8]>,
+    qtype: u16,
+    qclass: u16,
+    edns: Option<Edns>,
+    /// Our side of EDNS on the way that it came.
+    pub ours: OurEdns,
+    /// When it came.
+    pub received: Instant,
+}
+
+impl Asked {
+    /// Keeps a query.
+    pub fn new(query: &Query<'_>, ours: OurEdns, received: Instant) -> Self {
+        let Query { id, flags, name, qtype, qclass, edns } = *query;
+        Self { id, flags, name: name.into(), qtype, qclass, edns, ours, received }
+    }
+
+    /// The query as it was.
+    pub fn query(&self) -> Query<'_> {
+        let Self { id, flags, ref name, qtype, qclass, edns, .. } = *self;
+        Query { id, flags, name, qtype, qclass, edns }
+    }
+}
+
+/// Where an answer goes.
+#[derive(Debug)]
+pub enum ReplyTo {
+    /// A datagram from the socket on which the query came.
+    Udp(Arc<UdpSocket>, SocketAddr),
+    /// The task of a TCP client.
+    Stream(mpsc::UnboundedSender<Vec<u8>>),
+    /// Somebody who wants to know how it came about.
+    Trace(oneshot::Sender<(Vec<u8>, Vec<Attempt>)>),
+}
+
+impl ReplyTo {
+    /// Sends a message. False if it was lost: a full socket buffer, or a client that has gone.
+    pub fn send(self, message: &[u8], attempts: &[Attempt]) -> bool {
+        match self {
+            Self::Udp(socket, peer) => {
+                let socket = SockRef::from(&*socket);
+                socket.send_to_with_flags(message, &peer.into(), libc::MSG_DONTWAIT).is_ok()
+            }
+            Self::Stream(client) => client.send(message.to_vec()).is_ok(),
+            Self::Trace(asker) => asker.send((message.to_vec(), attempts.to_vec())).is_ok(),
+        }
+    }
+}
+
+/// A client that waits for a flight.
+#[derive(Debug)]
+pub struct Waiter {
+    /// Its query.
+    pub asked: Asked,
+    /// Where its answer goes.
+    pub to: ReplyTo,
+}
+
+impl Waiter {
+    /// What makes a repeated datagram the same waiter.
+    fn identity(&self) -> Option<(SocketAddr, u16)> {
+        match &self.to {
+            ReplyTo::Udp(_, peer) => Some((*peer, self.asked.id)),
+            _ => None,
+        }
+    }
+}
+
+/// What became of a query that wanted to join.
+#[derive(Debug)]
+pub enum Joined {
+    /// It is the first: the caller starts the flight.
+    First,
+    /// It waits for the one under way.
+    Waiting,
+    /// The flight is late, and stale answers are being given meanwhile.
+    Late(Waiter),
+    /// A bound is reached.
+    Full(Waiter),
+}
+
+/// The flights under way.
+#[derive(Debug)]
+pub struct Flights {
+    flights: Mutex<HashMap<Key, Flight, ahash::RandomState>>,
+    waiting: AtomicUsize,
+    max_flights: usize,
+    max_waiters: usize,
+}
+
+#[derive(Debug, Default)]
+struct Flight {
+    waiters: Vec<Waiter>,
+    /// Filled from the second waiter on.
+    seen: HashSet<(SocketAddr, u16), ahash::RandomState>,
+    late: bool,
+}
+
+impl Flights {
+    /// None under way, with these bounds.
+    pub fn new(max_flights: usize, max_waiters: usize) -> Self {
+        Self { flights: Mutex::default(), waiting: AtomicUsize::new(0), max_flights, max_waiters }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Flight, ahash::RandomState>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a client wait for the answer to `key`.
+    pub fn join(&self, key: &Key, waiter: Waiter) -> Joined {
+        let mut flights = self.lock();
+        if self.waiting.load(Ordering::Relaxed) >= self.max_waiters {
+            return Joined::Full(waiter);
+        }
+        let full = flights.len() >= self.max_flights;
+        match flights.get_mut(key) {
+            Some(flight) if flight.late => Joined::Late(waiter),
+            Some(flight) => {
+                if flight.add(waiter) {
+                    self.waiting.fetch_add(1, Ordering::Relaxed);
+                }
+                Joined::Waiting
+            }
+            None if full => Joined::Full(waiter),
+            None => {
+                let flight = Flight { waiters: vec![waiter], ..Flight::default() };
+                flights.insert(key.clone(), flight);
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+                Joined::First
+            }
+        }
+    }
+
+    /// Opens a flight that nobody waits for yet. False if there is one, or no room.
+    pub fn open(&self, key: &Key) -> bool {
+        let mut flights = self.lock();
+        if flights.contains_key(key) || flights.len() >= self.max_flights {
+            return false;
+        }
+        flights.insert(key.clone(), Flight::default());
+        true
+    }
+
+    /// Takes those who wait now; who comes later is told that the flight is late.
+    pub fn turn_late(&self, key: &Key) -> Vec<Waiter> {
+        let mut flights = self.lock();
+        let Some(flight) = flights.get_mut(key) else { return Vec::new() };
+        flight.late = true;
+        flight.seen.clear();
+        self.take(std::mem::take(&mut flight.waiters))
+    }
+
+    /// Ends a flight and gives those who wait for it.
+    pub fn land(&self, key: &Key) -> Vec<Waiter> {
+        let flight = self.lock().remove(key);
+        flight.map_or_else(Vec::new, |flight| self.take(flight.waiters))
+    }
+
+    fn take(&self, waiters: Vec<Waiter>) -> Vec<Waiter> {
+        self.waiting.fetch_sub(waiters.len(), Ordering::Relaxed);
+        waiters
+    }
+
+    /// Flights under way.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Clients that wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+impl Flight {
+    /// Adds a waiter, unless it is one that has only repeated itself.
+    fn add(&mut self, waiter: Waiter) -> bool {
+        if self.seen.is_empty() {
+            self.seen.extend(self.waiters.first().and_then(Waiter::identity));
+        }
+        let new = waiter.identity().is_none_or(|identity| self.seen.insert(identity));
+        if new {
+            self.waiters.push(waiter);
+        }
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::key::KeyBuf;
+
+    fn query(id: u16) -> Query<'static> {
+        Query { id, flags: 0, name: b"\x01n\x00", qtype: 1, qclass: 1, edns: None }
+    }
+
+    fn key(qtype: u16) -> Key {
+        KeyBuf::new(&Query { qtype, ..query(1) }).to_key()
+    }
+
+    fn waiter(socket: &Arc<UdpSocket>, port: u16, id: u16) -> Waiter {
+        let ours = OurEdns { size: 1232, keepalive: None };
+        let asked = Asked::new(&query(id), ours, Instant::now());
+        Waiter { asked, to: ReplyTo::Udp(Arc::clone(socket), ([127, 0, 0, 1], port).into()) }
+    }
+
+    #[test]
+    fn equal_questions_share_a_flight_and_a_repeated_one_waits_once() {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let flights = Flights::new(10, 10);
+        assert!(matches!(flights.join(&key(1), waiter(&socket, 9, 1)), Joined::First));
+        for (port, id) in [(9, 1), (9, 2), (8, 1), (8, 1), (9, 2)] {
+            assert!(matches!(flights.join(&key(1), waiter(&socket, port, id)), Joined::Waiting));
+        }
+        assert_eq!((flights.len(), flights.waiting()), (1, 3));
+        assert!(!flights.open(&key(1)));
+        assert_eq!(flights.land(&key(1)).len(), 3);
+        assert_eq!((flights.len(), flights.waiting()), (0, 0));
+    }
+
+    #[test]
+    fn flights_and_waiters_are_bounded() {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let flights = Flights::new(2, 3);
+        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 1)), Joined::First));
+        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 1)), Joined::First));
+        assert!(matches!(flights.join(&key(3), waiter(&socket, 1, 1)), Joined::Full(_)));
+        assert!(!flights.open(&key(3)));
+        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 2)), Joined::Waiting));
+        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 3)), Joined::Full(_)));
+    }
+
+    #[test]
+    fn who_comes_to_a_late_flight_is_told() {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let flights = Flights::new(2, 3);
+        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 1)), Joined::First));
+        assert_eq!(flights.turn_late(&key(1)).len(), 1);
+        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 2)), Joined::Late(_)));
+        assert_eq!((flights.land(&key(1)).len(), flights.waiting()), (0, 0));
+    }
+}

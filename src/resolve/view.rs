@@ -1,0 +1,252 @@
+//! What a reload replaces at once: zones with their policies, hosts, and how answers look.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hickory_proto::rr::Name;
+use metrics::{counter, gauge};
+
+use super::local::{Hosts, Local, plain};
+use crate::cache::entry::{Entry, Style, Ttls};
+use crate::cache::failure::{self, Times};
+use crate::cache::lifetime::Bounds;
+use crate::config::{self, Prefetch, Stale, StaleMode};
+use crate::metrics::{CACHE_LOOKUPS, PREFETCHES, STALE_SINCE, Transport, UPSTREAM_REQUESTS, ZoneMetrics};
+use crate::upstream::{Attempt, Pool};
+use crate::wire::class;
+use crate::wire::edns::ExtendedError;
+use crate::wire::query::{OurEdns, Query};
+use crate::wire::response::Kind;
+use crate::zone::Suffixes;
+
+/// Zones and rules in force.
+pub struct View {
+    suffixes: Suffixes<Owner>,
+    /// Static records.
+    pub hosts: Hosts,
+    /// All zones, as configured.
+    pub zones: Vec<Arc<Zone>>,
+    /// Whether address RRsets are rotated.
+    pub rotate: bool,
+    /// Our UDP payload size.
+    pub edns_size: u16,
+    /// Whose queries are answered.
+    pub allow_from: config::AllowFrom,
+}
+
+enum Owner {
+    Zone(Arc<Zone>),
+    Local(Local),
+}
+
+/// Who answers a question.
+pub enum Target<'a> {
+    /// A zone, by a suffix of this many labels.
+    Zone(u8, &'a Arc<Zone>),
+    /// A rule.
+    Local(Local),
+    /// The static records.
+    Hosts,
+    /// Nobody.
+    None,
+}
+
+impl View {
+    /// The view of a configuration, with a pool and counters for each of its zones.
+    pub fn new(
+        config: &config::Config,
+        mut parts: impl FnMut(&config::Zone) -> (Arc<Pool>, Arc<ZoneMetrics>),
+    ) -> Self {
+        let mut suffixes = Suffixes::default();
+        for (suffix, local) in Local::SUFFIXES {
+            suffixes.insert(suffix, Owner::Local(local));
+        }
+        let mut zones = Vec::with_capacity(config.zones.len());
+        for written in &config.zones {
+            let (pool, metrics) = parts(written);
+            let zone = Arc::new(Zone::new(written, pool, metrics));
+            for suffix in &written.matches {
+                suffixes.insert(&plain(suffix), Owner::Zone(Arc::clone(&zone)));
+            }
+            zones.push(zone);
+        }
+        Self {
+            suffixes,
+            hosts: Hosts::new(&config.hosts),
+            zones,
+            rotate: config.cache.rotate,
+            edns_size: config.edns_size,
+            allow_from: config.allow_from.clone(),
+        }
+    }
+
+    /// Who answers `query`, whose lower-cased name is `lower`.
+    pub fn find(&self, query: &Query<'_>, lower: &[u8]) -> Target<'_> {
+        if !self.hosts.is_empty() && self.hosts.has(query, lower) {
+            return Target::Hosts;
+        }
+        match self.suffixes.find(lower) {
+            Some((labels, Owner::Zone(zone))) => Target::Zone(labels, zone),
+            Some((_, Owner::Local(local))) if query.qclass == class::IN => Target::Local(*local),
+            _ => Target::None,
+        }
+    }
+
+    /// The suffix that a name's zone was chosen by, for display.
+    pub fn zone_of(&self, name: &Name) -> Option<&Arc<Zone>> {
+        match self.suffixes.find(&plain(name)) {
+            Some((_, Owner::Zone(zone))) => Some(zone),
+            _ => None,
+        }
+    }
+}
+
+/// A zone with its policy, its upstream and what it counts.
+pub struct Zone {
+    /// Its name in metrics: the first suffix.
+    pub name: String,
+    /// Lifetime rules.
+    pub bounds: Bounds,
+    /// Stale answers.
+    pub stale: Option<Stale>,
+    /// Refresh ahead of expiry.
+    pub prefetch: Option<Prefetch>,
+    /// Who is asked.
+    pub pool: Arc<Pool>,
+    /// Answers.
+    pub metrics: Arc<ZoneMetrics>,
+    /// Look-ups that found nothing fresh.
+    pub misses: metrics::Counter,
+    /// Entries refreshed ahead.
+    pub prefetches: metrics::Counter,
+    times: Times,
+    /// Unix seconds since which nothing has answered; 0 while something does.
+    failing_since: AtomicU64,
+    stale_since: metrics::Gauge,
+    requests: Mutex<Vec<Requests>>,
+}
+
+/// Handles of one server's request counters.
+struct Requests {
+    server: Arc<str>,
+    udp: metrics::Counter,
+    tcp: metrics::Counter,
+}
+
+/// An expired entry that may go out.
+pub struct StaleEntry<'a> {
+    /// The entry.
+    pub entry: &'a Entry,
+    /// Whether it may go out before a refresh was tried.
+    pub immediate: bool,
+}
+
+impl Zone {
+    fn new(written: &config::Zone, pool: Arc<Pool>, metrics: Arc<ZoneMetrics>) -> Self {
+        let name = metrics.name().to_owned();
+        let seconds = |duration: Duration| duration.as_secs() as u32;
+        let policy = &written.policy;
+        Self {
+            bounds: Bounds {
+                min_ttl: seconds(policy.min_ttl),
+                max_ttl: seconds(policy.max_ttl),
+                negative_max_ttl: seconds(policy.negative_max_ttl),
+                negative_no_soa_ttl: seconds(policy.negative_no_soa_ttl),
+            },
+            stale: policy.stale.clone(),
+            prefetch: policy.prefetch,
+            pool,
+            metrics,
+            misses: counter!(CACHE_LOOKUPS, "zone" => name.clone(), "result" => "miss"),
+            prefetches: counter!(PREFETCHES, "zone" => name.clone()),
+            times: Times {
+                transport: policy.failure.transport,
+                servfail: policy.failure.servfail,
+                servfail_max: policy.failure.servfail_max,
+            },
+            failing_since: AtomicU64::new(0),
+            stale_since: gauge!(STALE_SINCE, "zone" => name.clone()),
+            requests: Mutex::default(),
+            name,
+        }
+    }
+
+    /// The entry, if it has expired and not too long ago.
+    pub fn may_serve_stale<'a>(&self, entry: &'a Entry, now: Instant) -> Option<StaleEntry<'a>> {
+        let rule = self.stale.as_ref()?;
+        let within = entry.expired_for(now).is_some_and(|since| since < rule.max_age);
+        within.then_some(StaleEntry { entry, immediate: rule.mode == StaleMode::Immediate })
+    }
+
+    /// Writes a stale answer and returns its RCODE.
+    pub fn write_stale(
+        &self,
+        entry: &Entry,
+        query: &Query<'_>,
+        ours: OurEdns,
+        rotate: bool,
+        out: &mut Vec<u8>,
+    ) -> u16 {
+        let ttl = self.stale.as_ref().map_or(0, |rule| rule.answer_ttl.as_secs() as u32);
+        let error = match entry.kind() {
+            Kind::NxDomain => ExtendedError::StaleNxdomain,
+            _ => ExtendedError::StaleAnswer,
+        };
+        entry.write(query, Ttls::Fixed(ttl), &Style { edns: ours, rotate, error: Some(error) }, out);
+        entry.rcode()
+    }
+
+    /// How long a failure lasts: where a stale entry bridges it, until the next try is due.
+    pub fn failure_times(&self, has_stale: bool) -> Times {
+        match &self.stale {
+            Some(rule) if has_stale => Times {
+                transport: self.times.transport.max(rule.failure_recheck),
+                servfail: self.times.servfail.max(rule.failure_recheck),
+                servfail_max: self.times.servfail_max.max(rule.failure_recheck),
+            },
+            _ => self.times,
+        }
+    }
+
+    /// Counts what was sent upstream.
+    pub fn count(&self, attempts: &[Attempt]) {
+        let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        for attempt in attempts {
+            let index = known.iter().position(|known| known.server == attempt.server).unwrap_or_else(|| {
+                known.push(Requests::new(&self.name, &attempt.server));
+                known.len() - 1
+            });
+            for transport in attempt.transports() {
+                match transport {
+                    Transport::Udp => known[index].udp.increment(1),
+                    Transport::Tcp => known[index].tcp.increment(1),
+                }
+            }
+        }
+    }
+
+    /// A server answered.
+    pub fn answered(&self) {
+        if self.failing_since.load(Ordering::Relaxed) != 0 {
+            self.failing_since.store(0, Ordering::Relaxed);
+            self.stale_since.set(0.0);
+        }
+    }
+
+    /// No server answered.
+    pub fn failed(&self, cause: failure::Cause) {
+        if cause == failure::Cause::Transport && self.failing_since.load(Ordering::Relaxed) == 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            self.failing_since.store(now, Ordering::Relaxed);
+            self.stale_since.set(now as f64);
+        }
+    }
+}
+
+impl Requests {
+    fn new(zone: &str, server: &Arc<str>) -> Self {
+        let handle = |transport: &'static str| counter!(UPSTREAM_REQUESTS, "zone" => zone.to_owned(), "server" => Arc::clone(server), "transport" => transport);
+        Self { server: Arc::clone(server), udp: handle("udp"), tcp: handle("tcp") }
+    }
+}
