@@ -1,8 +1,9 @@
-//! The validated configuration: what the program uses, after [`file`] has parsed what was written.
+//! The validated configuration: what the program uses, after [`mod@file`] has parsed what was written.
 //!
 //! Every value here has been checked; nothing is clamped. Defaults and their reasons stand in
 //! `config/reference.yaml`, which a test holds against [`Config::default`].
 
+mod defaults;
 pub mod file;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -195,7 +196,7 @@ pub struct Prefetch {
 }
 
 /// Names answered without any upstream.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hosts {
     /// TTL of every record.
     pub ttl: Duration,
@@ -250,5 +251,4 @@ pub enum LogLevel {
 }
 
 /// The address that the pods of a node ask (kubernetes.io, NodeLocal DNSCache).
-pub const LINK_LOCAL_LISTEN: SocketAddr =
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);
+pub const LINK_LOCAL_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);
