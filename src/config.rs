@@ -4,7 +4,10 @@
 //! `config/reference.yaml`, which a test holds against [`Config::default`].
 
 mod defaults;
+mod describe;
 pub mod file;
+
+pub use describe::describe;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
