@@ -9,6 +9,8 @@ mod problem;
 mod raw;
 mod reader;
 mod syntax;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod value;
 mod zone;
