@@ -1,9 +1,13 @@
-//! The validated configuration: what the program uses, after [`file`] has parsed what was written.
+//! The validated configuration: what the program uses, after [`mod@file`] has parsed what was written.
 //!
 //! Every value here has been checked; nothing is clamped. Defaults and their reasons stand in
 //! `config/reference.yaml`, which a test holds against [`Config::default`].
 
+mod defaults;
+mod describe;
 pub mod file;
+
+pub use describe::describe;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -195,7 +199,7 @@ pub struct Prefetch {
 }
 
 /// Names answered without any upstream.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hosts {
     /// TTL of every record.
     pub ttl: Duration,
