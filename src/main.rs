@@ -1,1 +1,7 @@
-fn main() {}
+//! The `nodens` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nodens::cli::run()
+}

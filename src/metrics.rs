@@ -2,14 +2,16 @@
 //!
 //! What is counted on the way of each query are plain atomics, one set for each thread, merged when
 //! scraped: a facade call costs a hash of its labels, and the exporter's histograms keep every
-//! sample until they are rendered. Everything else goes through the `metrics` facade.
+//! sample until they are rendered. What is labelled with a server or a zone is written from those
+//! that exist, so that its series leave with it, which the exporter cannot do. Everything else goes
+//! through the `metrics` facade.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics::{describe_counter, describe_gauge, gauge};
 
 use crate::wire::rtype;
 
@@ -46,6 +48,27 @@ impl Histogram {
         let bucket = (u128::BITS - (tens_of_us - 1).leading_zeros()) as usize;
         self.buckets[bucket.min(BUCKETS)].add(n);
         self.sum_ns.add(n * duration.as_nanos() as u64);
+    }
+}
+
+/// A family of counters or gauges that is written here and not by the exporter.
+pub struct Family {
+    /// Its name.
+    pub name: &'static str,
+    /// What it means.
+    pub help: &'static str,
+    /// `counter` or `gauge`.
+    pub kind: &'static str,
+}
+
+impl Family {
+    /// Appends the family as Prometheus text. Labels come ready-made, values escaped.
+    pub fn write(&self, out: &mut String, series: impl Iterator<Item = (String, u64)>) {
+        let Self { name, help, kind } = self;
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in series {
+            let _ = writeln!(out, "{name}{{{labels}}} {value}");
+        }
     }
 }
 
@@ -98,6 +121,13 @@ pub enum Source {
     Hosts,
     /// The agent itself, refusals included.
     Local,
+}
+
+impl Source {
+    /// Its label.
+    pub fn label(self) -> &'static str {
+        SOURCES[self as usize].1
+    }
 }
 
 const SOURCES: [(Source, &str); 6] = [
@@ -189,6 +219,10 @@ struct ZoneSlot {
 #[derive(Debug)]
 pub struct ZoneMetrics {
     name: String,
+    /// Look-ups that found nothing to answer with.
+    pub misses: Counter,
+    /// Entries refreshed ahead of their expiry.
+    pub prefetches: Counter,
     slots: Box<[ZoneSlot]>,
 }
 
@@ -247,7 +281,12 @@ impl Metrics {
 
     fn zone_with(name: &str, slots: usize) -> Arc<ZoneMetrics> {
         let slots = (0..slots).map(|_| ZoneSlot::default()).collect();
-        Arc::new(ZoneMetrics { name: name.to_owned(), slots })
+        Arc::new(ZoneMetrics {
+            name: name.to_owned(),
+            misses: Counter::default(),
+            prefetches: Counter::default(),
+            slots,
+        })
     }
 
     /// Queries so far.
@@ -256,41 +295,48 @@ impl Metrics {
         self.slots.iter().map(of).sum()
     }
 
-    /// Hands the merged counters to the facade.
-    pub fn publish<'a>(&'a self, zones: impl Iterator<Item = &'a Arc<ZoneMetrics>>) {
-        let set = |value: u64, counter: metrics::Counter| counter.absolute(value);
+    /// Appends the counters of all threads, and the answers of these zones.
+    pub fn write<'a>(&'a self, out: &mut String, zones: impl Iterator<Item = &'a Arc<ZoneMetrics>>) {
+        let mut queries = Vec::new();
         for (transport, transport_name) in ["udp", "tcp"].into_iter().enumerate() {
             for (family, family_name) in ["1", "2"].into_iter().enumerate() {
                 for (index, qtype) in TYPES.iter().map(|t| t.1).chain(["other"]).enumerate() {
-                    let sum = self.slots.iter().map(|s| s.queries[transport][family][index].value()).sum();
+                    let value = |slot: &Slot| slot.queries[transport][family][index].value();
+                    let sum: u64 = self.slots.iter().map(value).sum();
                     if sum > 0 {
-                        set(
-                            sum,
-                            counter!(QUERIES, "transport" => transport_name, "family" => family_name, "type" => qtype),
+                        let labels = format!(
+                            "transport=\"{transport_name}\",family=\"{family_name}\",type=\"{qtype}\""
                         );
+                        queries.push((labels, sum));
                     }
                 }
             }
         }
-        for (index, (_, cause)) in DROPPED.iter().enumerate() {
-            let sum = self.slots.iter().map(|slot| slot.dropped[index].value()).sum();
-            set(sum, counter!(DROPPED_TOTAL, "cause" => *cause));
-        }
+        QUERIES.write(out, queries.into_iter());
+        DROPPED_TOTAL.write(
+            out,
+            DROPPED.iter().enumerate().map(|(index, (_, cause))| {
+                let sum = self.slots.iter().map(|slot| slot.dropped[index].value()).sum();
+                (format!("cause=\"{cause}\""), sum)
+            }),
+        );
         let errors = self.slots.iter().map(|slot| slot.receive_errors.value()).sum();
-        set(errors, counter!(UDP_RECEIVE_ERRORS));
+        UDP_RECEIVE_ERRORS.write(out, [(String::new(), errors)].into_iter());
+        let mut responses = Vec::new();
         for zone in zones.chain([&self.no_zone]) {
             for (source, (_, source_name)) in SOURCES.iter().enumerate() {
                 for (rcode, rcode_name) in RCODES.iter().enumerate() {
                     let sum = zone.sum(source, rcode);
                     if sum > 0 {
-                        set(
-                            sum,
-                            counter!(RESPONSES, "zone" => zone.name.clone(), "rcode" => *rcode_name, "source" => *source_name),
-                        );
+                        let zone = &zone.name;
+                        let labels =
+                            format!("zone=\"{zone}\",rcode=\"{rcode_name}\",source=\"{source_name}\"");
+                        responses.push((labels, sum));
                     }
                 }
             }
         }
+        RESPONSES.write(out, responses.into_iter());
     }
 
     /// Appends the histograms of answer times.
@@ -307,14 +353,17 @@ impl Metrics {
     }
 }
 
-/// A named metric of the facade with its help.
+/// Declares the facade's metrics, and the families written here, each with its help.
 macro_rules! names {
-    ($($kind:ident $const:ident = $name:literal: $help:literal;)*) => {
-        $(#[doc = $help] pub const $const: &str = $name;)*
-        /// Tells the recorder what each metric means. Once, at start.
+    ($(facade $kind:ident $facade:ident = $facade_name:literal: $facade_help:literal;)*
+     $(own $own_kind:ident $own:ident = $own_name:literal: $own_help:literal;)*) => {
+        $(#[doc = $facade_help] pub const $facade: &str = $facade_name;)*
+        /// Tells the recorder what each of its metrics means. Once, at start.
         pub fn describe() {
-            $(names!(@$kind $const, $help);)*
+            $(names!(@$kind $facade, $facade_help);)*
         }
+        $(#[doc = $own_help]
+        pub const $own: Family = Family { name: $own_name, help: $own_help, kind: stringify!($own_kind) };)*
     };
     (@counter $const:ident, $help:literal) => { describe_counter!($const, $help) };
     (@gauge $const:ident, $help:literal) => { describe_gauge!($const, $help) };
@@ -326,31 +375,32 @@ pub const QUERY_DURATION: &str = "nodens_query_duration_seconds";
 pub const UPSTREAM_DURATION: &str = "nodens_upstream_duration_seconds";
 
 names! {
-    counter QUERIES = "nodens_queries_total": "Queries received; family 1 is IPv4, 2 is IPv6 (IANA address families).";
-    counter RESPONSES = "nodens_responses_total": "Answers sent, by zone, RCODE and where they came from.";
-    counter DROPPED_TOTAL = "nodens_dropped_total": "Packets and answers that were dropped, by cause.";
-    counter UDP_RECEIVE_ERRORS = "nodens_udp_receive_errors_total": "Failing receive calls on UDP sockets.";
-    gauge CACHE_ENTRIES = "nodens_cache_entries": "Entries in the cache, by kind.";
-    gauge CACHE_BYTES = "nodens_cache_bytes": "Bytes in use by the cache.";
-    counter CACHE_EVICTIONS = "nodens_cache_evictions_total": "Entries that had to make room for others.";
-    counter CACHE_LOOKUPS = "nodens_cache_lookups_total": "Cache look-ups, by zone and result.";
-    counter PREFETCHES = "nodens_prefetches_total": "Entries refreshed ahead of their expiry, by zone.";
-    gauge STALE_SINCE = "nodens_stale_since_seconds": "Unix time at which a zone's upstreams began to fail; 0 while they answer.";
-    gauge FLIGHTS = "nodens_flights": "Distinct questions being asked upstream.";
-    gauge WAITERS = "nodens_waiters": "Clients waiting for a flight.";
-    counter FLIGHT_JOINS = "nodens_flight_joins_total": "Queries that joined a flight already under way.";
-    counter FLIGHTS_REFUSED = "nodens_flights_refused_total": "Queries refused at the bound of flights or waiters.";
-    counter UPSTREAM_REQUESTS = "nodens_upstream_requests_total": "Queries sent upstream, by zone, server and transport.";
-    counter UPSTREAM_FAILURES = "nodens_upstream_failures_total": "Tries that failed, by server and cause.";
-    gauge UPSTREAM_CONNECTIONS = "nodens_upstream_connections": "Open connections to a server.";
-    counter UPSTREAM_CONNECTS = "nodens_upstream_connects_total": "Connections tried, by server and result.";
-    counter UPSTREAM_WRITES = "nodens_upstream_writes_total": "Write calls on upstream connections; several queries share one.";
-    gauge TCP_CONNECTIONS = "nodens_tcp_connections": "TCP clients connected.";
-    counter SETUP_ERRORS = "nodens_setup_errors_total": "Steps of the node's set-up that failed.";
-    gauge BUILD_INFO = "nodens_build_info": "1, labelled with the version.";
-    gauge CONFIG_INFO = "nodens_config_info": "1, labelled with the hash of the configuration in use.";
-    counter CONFIG_RELOADS = "nodens_config_reloads_total": "Times the configuration was read again, by result.";
-    gauge CONFIG_LAST_RELOAD = "nodens_config_last_reload_success": "1 if the newest configuration is in use.";
+    facade gauge CACHE_ENTRIES = "nodens_cache_entries": "Entries in the cache, by kind.";
+    facade gauge CACHE_BYTES = "nodens_cache_bytes": "Bytes in use by the cache.";
+    facade counter CACHE_EVICTIONS = "nodens_cache_evictions_total": "Entries that had to make room for others.";
+    facade gauge FLIGHTS = "nodens_flights": "Distinct questions being asked upstream.";
+    facade gauge WAITERS = "nodens_waiters": "Clients waiting for a flight.";
+    facade counter FLIGHT_JOINS = "nodens_flight_joins_total": "Queries that joined a flight already under way.";
+    facade counter FLIGHTS_REFUSED = "nodens_flights_refused_total": "Queries refused at the bound of flights or waiters.";
+    facade gauge TCP_CONNECTIONS = "nodens_tcp_connections": "TCP clients connected.";
+    facade counter SETUP_ERRORS = "nodens_setup_errors_total": "Steps of the node's set-up that failed.";
+    facade gauge BUILD_INFO = "nodens_build_info": "1, labelled with the version.";
+    facade gauge CONFIG_INFO = "nodens_config_info": "1, labelled with the hash of the configuration in use.";
+    facade counter CONFIG_RELOADS = "nodens_config_reloads_total": "Times the configuration was read again, by result.";
+    facade gauge CONFIG_LAST_RELOAD = "nodens_config_last_reload_success": "1 if the newest configuration is in use.";
+    own counter QUERIES = "nodens_queries_total": "Queries received; family 1 is IPv4, 2 is IPv6 (IANA address families).";
+    own counter RESPONSES = "nodens_responses_total": "Answers sent, by zone, RCODE and where they came from.";
+    own counter DROPPED_TOTAL = "nodens_dropped_total": "Packets and answers that were dropped, by cause.";
+    own counter UDP_RECEIVE_ERRORS = "nodens_udp_receive_errors_total": "Failing receive calls on UDP sockets.";
+    own counter CACHE_LOOKUPS = "nodens_cache_lookups_total": "Cache look-ups, by zone and result.";
+    own counter PREFETCHES = "nodens_prefetches_total": "Entries refreshed ahead of their expiry, by zone.";
+    own gauge STALE_SINCE = "nodens_stale_since_seconds": "Unix time at which a zone's upstreams began to fail; 0 while they answer.";
+    own counter UPSTREAM_REQUESTS = "nodens_upstream_requests_total": "Queries sent upstream, by zone, server and transport.";
+    own counter UPSTREAM_FAILURES = "nodens_upstream_failures_total": "Tries that failed, by server and cause.";
+    own gauge UPSTREAM_CONNECTIONS = "nodens_upstream_connections": "Open connections to a server.";
+    own gauge UPSTREAM_IN_FLIGHT = "nodens_upstream_in_flight": "Queries in flight to a server.";
+    own counter UPSTREAM_CONNECTS = "nodens_upstream_connects_total": "Connections tried, by server and result.";
+    own counter UPSTREAM_WRITES = "nodens_upstream_writes_total": "Write calls on a server's connections; several queries share one.";
 }
 
 /// Sets the build's own series.

@@ -154,7 +154,7 @@ impl Resolver {
                 if let Some(prefetch) = zone.prefetch
                     && entry.wants_refresh(prefetch.hits, prefetch.at, now)
                 {
-                    zone.prefetches.increment(1);
+                    zone.metrics.prefetches.add(1);
                     self.refresh(key.to_key(), zone, Some(entry));
                 }
                 Step::Reply(Source::Hit)
@@ -232,17 +232,19 @@ impl Resolver {
             zone.metrics.response(client.slot, Source::Failure, code);
             return Step::Reply(Source::Failure);
         }
-        zone.misses.increment(1);
+        zone.metrics.misses.add(1);
         let asked = Asked::new(query, client.ours, now);
         Step::Wait(Box::new(Miss { key: key.to_key(), zone: Arc::clone(zone), asked, expired }))
     }
 
     /// Lets the client of a miss wait: for the flight of its key, which starts if there is none.
-    pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) {
+    /// True if there was one.
+    pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) -> bool {
         let Miss { key, zone, asked, expired } = *miss;
         match self.flights.join(&key, Waiter { asked, to }) {
             Joined::First => {
                 self.runtime.spawn(Arc::clone(self).fly(key, zone, expired));
+                return false;
             }
             Joined::Waiting => self.joins.increment(1),
             Joined::Late(waiter) => self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]),
@@ -251,6 +253,7 @@ impl Resolver {
                 self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]);
             }
         }
+        true
     }
 
     /// Asks for a key behind the answer that was just given.

@@ -17,12 +17,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use health::{Candidate, choose};
-use metrics::counter;
 use server::Server;
 use tokio::time::Instant;
 
 use crate::config;
-use crate::metrics::{Transport, UPSTREAM_FAILURES};
+use crate::metrics::Transport;
 use crate::wire::key::Key;
 use crate::wire::rcode;
 use crate::wire::response::{Answer, Kind};
@@ -50,18 +49,27 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Its label in metrics and traces.
-    pub fn label(self) -> &'static str {
+    /// The labels of all causes in metrics and traces.
+    pub const LABELS: [&'static str; 8] =
+        ["connect", "closed", "timeout", "malformed", "servfail", "refused", "rcode", "no_server"];
+
+    /// Its place among the labels.
+    pub fn index(self) -> usize {
         match self {
-            Self::Connect => "connect",
-            Self::Closed => "closed",
-            Self::Timeout => "timeout",
-            Self::Malformed => "malformed",
-            Self::Rcode(rcode::SERVFAIL) => "servfail",
-            Self::Rcode(rcode::REFUSED) => "refused",
-            Self::Rcode(_) => "rcode",
-            Self::NoServer => "no_server",
+            Self::Connect => 0,
+            Self::Closed => 1,
+            Self::Timeout => 2,
+            Self::Malformed => 3,
+            Self::Rcode(rcode::SERVFAIL) => 4,
+            Self::Rcode(rcode::REFUSED) => 5,
+            Self::Rcode(_) => 6,
+            Self::NoServer => 7,
         }
+    }
+
+    /// Its label.
+    pub fn label(self) -> &'static str {
+        Self::LABELS[self.index()]
     }
 }
 
@@ -271,7 +279,7 @@ impl Pool {
             if tries as usize > ended {
                 server.health.failed(std::time::Instant::now());
                 let failed = Some(Cause::Timeout);
-                count_failure(server, Cause::Timeout);
+                server.counts.failures[Cause::Timeout.index()].add(1);
                 let sent = Sent { udp: server.udp, tcp: !server.udp, reused: false };
                 log.push(Attempt {
                     server: Arc::clone(&server.label),
@@ -311,11 +319,7 @@ async fn attempt(server: &Arc<Server>, key: &Key) -> (Attempt, Result<Answer, Ca
         }
     };
     if let Some(cause) = failed {
-        count_failure(server, cause);
+        server.counts.failures[cause.index()].add(1);
     }
     (Attempt { server: Arc::clone(&server.label), sent, took, failed }, result)
-}
-
-fn count_failure(server: &Server, cause: Cause) {
-    counter!(UPSTREAM_FAILURES, "server" => Arc::clone(&server.label), "cause" => cause.label()).increment(1);
 }

@@ -78,6 +78,15 @@ impl Failures {
         }
     }
 
+    /// Forgets the failures of those questions for which `chosen` holds, and says how many they were.
+    pub fn flush(&self, chosen: impl Fn(&Key) -> bool) -> usize {
+        let keys: Vec<Key> = self.0.iter().map(|(key, _)| (*key).clone()).filter(|key| chosen(key)).collect();
+        for key in &keys {
+            self.0.invalidate(key);
+        }
+        keys.len()
+    }
+
     /// Failures remembered, roughly.
     pub fn len(&self) -> u64 {
         self.0.run_pending_tasks();

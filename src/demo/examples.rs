@@ -1,6 +1,7 @@
 //! Commands to try against the demo, with what each of them shows.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use super::DOMAIN;
 
@@ -13,10 +14,12 @@ pub struct Example {
     pub shows: &'static str,
 }
 
-/// Commands for an agent that listens on `agent` and serves its metrics on `admin`: one for each kind of record.
-pub fn examples(agent: SocketAddr, admin: SocketAddr) -> Vec<Example> {
+/// Commands for an agent that listens on `agent`, serves its metrics on `admin` and is asked by
+/// `program` on `control`: one for each kind of record.
+pub fn examples(program: &str, agent: SocketAddr, admin: SocketAddr, control: &Path) -> Vec<Example> {
     let dig = format!("dig @{} -p {}", agent.ip(), agent.port());
-    let query = "nodens query";
+    let query = format!("{program} query");
+    let control = format!("--control {}", control.display());
     let server = format!("--server {agent}");
     let svc = format!("svc.{DOMAIN}");
     [
@@ -26,7 +29,7 @@ pub fn examples(agent: SocketAddr, admin: SocketAddr) -> Vec<Example> {
             "SRV of its named port: 0 100 8080 webapp.default.svc.cluster.local, with the address beside it",
         ),
         (
-            format!("{query} webapp.default.{svc} --trace {server}"),
+            format!("{query} webapp.default.{svc} --trace {control}"),
             "10.96.46.232 again, and how the agent came by it: from the cache, if asked before",
         ),
         (format!("{dig} kube-dns.kube-system.{svc} +short"), "the cluster's own DNS: 10.96.0.10"),
@@ -75,6 +78,11 @@ pub fn examples(agent: SocketAddr, admin: SocketAddr) -> Vec<Example> {
             format!("{dig} no-such.default.{svc}"),
             "status NXDOMAIN; ask twice, and the second answer comes from the cache",
         ),
+        (
+            format!("{program} cache get webapp.default.{svc} {control}"),
+            "what the cache holds of a name asked before",
+        ),
+        (format!("{program} stats {control}"), "hits, misses and connections"),
         (
             format!("curl -s http://{admin}/metrics"),
             "what was asked and what came from the cache, as Prometheus metrics",

@@ -5,14 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hickory_proto::rr::Name;
-use metrics::{counter, gauge};
 
 use super::local::{Hosts, Local, plain};
 use crate::cache::entry::{Entry, Style, Ttls};
 use crate::cache::failure::{self, Times};
 use crate::cache::lifetime::Bounds;
 use crate::config::{self, Prefetch, Stale, StaleMode};
-use crate::metrics::{CACHE_LOOKUPS, PREFETCHES, STALE_SINCE, Transport, UPSTREAM_REQUESTS, ZoneMetrics};
+use crate::metrics::{Transport, ZoneMetrics};
 use crate::upstream::{Attempt, Pool};
 use crate::wire::class;
 use crate::wire::edns::ExtendedError;
@@ -106,6 +105,8 @@ impl View {
 pub struct Zone {
     /// Its name in metrics: the first suffix.
     pub name: String,
+    /// That suffix, plain.
+    pub apex: Box<[u8]>,
     /// Lifetime rules.
     pub bounds: Bounds,
     /// Stale answers.
@@ -116,22 +117,21 @@ pub struct Zone {
     pub pool: Arc<Pool>,
     /// Answers.
     pub metrics: Arc<ZoneMetrics>,
-    /// Look-ups that found nothing fresh.
-    pub misses: metrics::Counter,
-    /// Entries refreshed ahead.
-    pub prefetches: metrics::Counter,
     times: Times,
     /// Unix seconds since which nothing has answered; 0 while something does.
     failing_since: AtomicU64,
-    stale_since: metrics::Gauge,
     requests: Mutex<Vec<Requests>>,
 }
 
-/// Handles of one server's request counters.
-struct Requests {
-    server: Arc<str>,
-    udp: metrics::Counter,
-    tcp: metrics::Counter,
+/// Queries sent to one server for a zone.
+#[derive(Debug, Clone)]
+pub struct Requests {
+    /// The server's label.
+    pub server: Arc<str>,
+    /// By UDP.
+    pub udp: u64,
+    /// By TCP.
+    pub tcp: u64,
 }
 
 /// An expired entry that may go out.
@@ -148,6 +148,7 @@ impl Zone {
         let seconds = |duration: Duration| duration.as_secs() as u32;
         let policy = &written.policy;
         Self {
+            apex: plain(&written.matches[0]),
             bounds: Bounds {
                 min_ttl: seconds(policy.min_ttl),
                 max_ttl: seconds(policy.max_ttl),
@@ -158,15 +159,12 @@ impl Zone {
             prefetch: policy.prefetch,
             pool,
             metrics,
-            misses: counter!(CACHE_LOOKUPS, "zone" => name.clone(), "result" => "miss"),
-            prefetches: counter!(PREFETCHES, "zone" => name.clone()),
             times: Times {
                 transport: policy.failure.transport,
                 servfail: policy.failure.servfail,
                 servfail_max: policy.failure.servfail_max,
             },
             failing_since: AtomicU64::new(0),
-            stale_since: gauge!(STALE_SINCE, "zone" => name.clone()),
             requests: Mutex::default(),
             name,
         }
@@ -214,23 +212,30 @@ impl Zone {
         let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         for attempt in attempts {
             let index = known.iter().position(|known| known.server == attempt.server).unwrap_or_else(|| {
-                known.push(Requests::new(&self.name, &attempt.server));
+                known.push(Requests { server: Arc::clone(&attempt.server), udp: 0, tcp: 0 });
                 known.len() - 1
             });
             for transport in attempt.transports() {
                 match transport {
-                    Transport::Udp => known[index].udp.increment(1),
-                    Transport::Tcp => known[index].tcp.increment(1),
+                    Transport::Udp => known[index].udp += 1,
+                    Transport::Tcp => known[index].tcp += 1,
                 }
             }
         }
+    }
+
+    /// Queries sent so far, to the servers that the zone has now.
+    pub fn requests(&self) -> Vec<Requests> {
+        let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let servers = self.pool.servers();
+        known.retain(|known| servers.iter().any(|server| server.label == known.server));
+        known.clone()
     }
 
     /// A server answered.
     pub fn answered(&self) {
         if self.failing_since.load(Ordering::Relaxed) != 0 {
             self.failing_since.store(0, Ordering::Relaxed);
-            self.stale_since.set(0.0);
         }
     }
 
@@ -239,14 +244,11 @@ impl Zone {
         if cause == failure::Cause::Transport && self.failing_since.load(Ordering::Relaxed) == 0 {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             self.failing_since.store(now, Ordering::Relaxed);
-            self.stale_since.set(now as f64);
         }
     }
-}
 
-impl Requests {
-    fn new(zone: &str, server: &Arc<str>) -> Self {
-        let handle = |transport: &'static str| counter!(UPSTREAM_REQUESTS, "zone" => zone.to_owned(), "server" => Arc::clone(server), "transport" => transport);
-        Self { server: Arc::clone(server), udp: handle("udp"), tcp: handle("tcp") }
+    /// Unix time since which no server answers; 0 while one does.
+    pub fn failing_since(&self) -> u64 {
+        self.failing_since.load(Ordering::Relaxed)
     }
 }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::server::Counts;
 use crate::wire::frame::{self, Frames};
 use crate::wire::key::Key;
 
@@ -59,34 +60,22 @@ struct Shared {
     used_ms: AtomicU64,
     /// Wakes those who wait for room.
     room: Arc<Notify>,
-    writes: metrics::Counter,
-    open: metrics::Gauge,
-}
-
-/// Handles of a server's metrics that its connections count.
-#[derive(Clone)]
-pub struct Counters {
-    /// Write calls.
-    pub writes: metrics::Counter,
-    /// Open connections.
-    pub open: metrics::Gauge,
+    counts: Arc<Counts>,
 }
 
 impl Connection {
     /// Starts the task of a connected stream. `room` is told of each answer.
-    pub fn start<S>(stream: S, retire_at: Instant, room: Arc<Notify>, counters: Counters) -> Self
+    pub fn start<S>(stream: S, retire_at: Instant, room: Arc<Notify>, counts: Arc<Counts>) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (queue, asks) = mpsc::unbounded_channel();
-        counters.open.increment(1.0);
         let shared = Arc::new(Shared {
             in_flight: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             used_ms: AtomicU64::new(0),
             room,
-            writes: counters.writes,
-            open: counters.open,
+            counts,
         });
         let task = Task { asks, shared: Arc::clone(&shared), pending: HashMap::default() };
         tokio::spawn(task.run(stream));
@@ -162,7 +151,7 @@ impl Task {
                 sent = writer.write(&output[written..]), if written < output.len() => match sent {
                     Ok(0) | Err(_) => break,
                     Ok(bytes) => {
-                        self.shared.writes.increment(1);
+                        self.shared.counts.writes.add(1);
                         written += bytes;
                         if written == output.len() {
                             output.clear();
@@ -195,7 +184,6 @@ impl Task {
             }
         }
         self.shared.closed.store(true, Ordering::Relaxed);
-        self.shared.open.decrement(1.0);
         drop(self.pending); // their receivers see that it broke
         self.shared.room.notify_waiters();
     }

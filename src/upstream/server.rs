@@ -5,16 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use metrics::{counter, gauge};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Broken, Connection, Counters};
+use super::connection::{Broken, Connection};
 use super::health::Health;
 use super::{Cause, Sent};
 use crate::config::Connections;
-use crate::metrics::{Histogram, UPSTREAM_CONNECTIONS, UPSTREAM_CONNECTS, UPSTREAM_WRITES};
+use crate::metrics::{Counter, Histogram};
 use crate::wire::edns::MIN_SIZE;
 use crate::wire::key::Key;
 use crate::wire::response::{Answer, Kind};
@@ -27,6 +26,28 @@ const CONNECT: Duration = Duration::from_millis(1500);
 const USER_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Responses that did not match, after which a UDP try is given up.
 const STRANGERS: usize = 64;
+
+/// What is counted of a server.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections tried.
+    pub connects: Connects,
+    /// Write calls on its connections.
+    pub writes: Counter,
+    /// Tries that failed, by [`Cause::index`].
+    pub failures: [Counter; Cause::LABELS.len()],
+}
+
+/// Connections tried, by result.
+#[derive(Debug, Default)]
+pub struct Connects {
+    /// Connected.
+    pub ok: Counter,
+    /// Refused, or unreachable.
+    pub failed: Counter,
+    /// No answer to the SYN.
+    pub timeout: Counter,
+}
 
 /// A server of a pool.
 pub struct Server {
@@ -49,17 +70,14 @@ pub struct Server {
     /// Queries being asked by UDP.
     udp_in_flight: AtomicUsize,
     room: Arc<Notify>,
-    counters: Counters,
+    /// What is counted of it.
+    pub counts: Arc<Counts>,
 }
 
 impl Server {
     /// A server without connections; they are opened when there is demand.
     pub fn new(addr: SocketAddr, udp: bool, settings: Connections, edns_size: u16) -> Arc<Self> {
         let label: Arc<str> = format!("{}://{addr}", if udp { "udp" } else { "tcp" }).into();
-        let counters = Counters {
-            writes: counter!(UPSTREAM_WRITES, "server" => Arc::clone(&label)),
-            open: gauge!(UPSTREAM_CONNECTIONS, "server" => Arc::clone(&label)),
-        };
         Arc::new(Self {
             addr,
             label,
@@ -73,7 +91,7 @@ impl Server {
             opening: AtomicUsize::new(0),
             udp_in_flight: AtomicUsize::new(0),
             room: Arc::new(Notify::new()),
-            counters,
+            counts: Arc::default(),
         })
     }
 
@@ -161,22 +179,23 @@ impl Server {
     /// Opens a connection and puts it into the pool.
     async fn open_one(self: Arc<Self>) -> Result<(), Cause> {
         let stream = timeout(CONNECT, connect(self.addr)).await;
-        let result = match &stream {
-            Ok(Ok(_)) => "ok",
-            Ok(Err(_)) => "failed",
-            Err(_) => "timeout",
-        };
-        counter!(UPSTREAM_CONNECTS, "server" => Arc::clone(&self.label), "result" => result).increment(1);
+        let connects = &self.counts.connects;
+        match &stream {
+            Ok(Ok(_)) => connects.ok.add(1),
+            Ok(Err(_)) => connects.failed.add(1),
+            Err(_) => connects.timeout.add(1),
+        }
+        let connected = matches!(stream, Ok(Ok(_)));
         if let Ok(Ok(stream)) = stream {
             // 10 % more or less, so that connections opened together do not end together.
             let age = self.settings.max_age.mul_f64(rand::random_range(0.9..1.1));
             let room = Arc::clone(&self.room);
-            let connection = Connection::start(stream, Instant::now() + age, room, self.counters.clone());
+            let connection = Connection::start(stream, Instant::now() + age, room, Arc::clone(&self.counts));
             self.connections().push(Arc::new(connection));
         }
         self.opening.fetch_sub(1, Ordering::Relaxed);
         self.room.notify_waiters();
-        if result == "ok" { Ok(()) } else { Err(Cause::Connect) }
+        if connected { Ok(()) } else { Err(Cause::Connect) }
     }
 
     /// The usable connections. Those that ended or are too old leave the pool here; an old one

@@ -1,0 +1,303 @@
+//! The control socket: a unix socket on which the other subcommands ask a running agent.
+//!
+//! One request a connection, a JSON value on one line; the answer is JSON values, one a line, until
+//! the agent closes. Only root can connect.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question};
+use hickory_proto::rr::{Name, RecordType};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+
+use super::Readiness;
+use crate::cache::entry::Entry;
+use crate::cache::is_under;
+use crate::metrics::{Source, Transport};
+use crate::resolve::flight::ReplyTo;
+use crate::resolve::local::plain;
+use crate::resolve::{Client, Resolver, Step};
+use crate::upstream::Attempt;
+use crate::wire::key::Key;
+use crate::wire::query::OurEdns;
+use crate::wire::response::Kind;
+
+/// Longest request.
+const REQUEST: u64 = 4096;
+/// A client must have asked by then, and a traced query been answered.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// Lines written at a time.
+const CHUNK: usize = 64 * 1024;
+
+/// What can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How the agent is doing.
+    Stats,
+    /// The entries of a name.
+    CacheGet {
+        /// The name.
+        name: String,
+    },
+    /// All entries.
+    CacheDump,
+    /// Drop entries: of a name, of a name and all below, or all.
+    CacheFlush {
+        /// Only this name.
+        name: Option<String>,
+        /// Only this name and those below it.
+        zone: Option<String>,
+    },
+    /// Resolve a name as for a client, and tell how.
+    Trace {
+        /// The name.
+        name: String,
+        /// The type's mnemonic, or `TYPE` and a number.
+        rtype: String,
+    },
+}
+
+/// Answers requests at `path`. A socket left behind by an agent that has died is replaced.
+///
+/// # Errors
+/// When the socket cannot be made, or another agent answers there.
+pub fn listen(path: &Path, resolver: Arc<Resolver>, readiness: Arc<Readiness>) -> io::Result<()> {
+    let explain = |error: io::Error| {
+        io::Error::new(error.kind(), format!("control: cannot listen on {}: {error}", path.display()))
+    };
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(explain)?;
+    }
+    if BlockingStream::connect(path).is_ok() {
+        let taken = "another agent answers there: stop it, or give this one a `control` of its own";
+        return Err(explain(io::Error::new(io::ErrorKind::AddrInUse, taken)));
+    }
+    let _ = fs::remove_file(path);
+    let listener = UnixListener::bind(path).map_err(explain)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(explain)?;
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let (resolver, readiness) = (Arc::clone(&resolver), Arc::clone(&readiness));
+            tokio::spawn(async move {
+                // The client has gone or was too slow; it asked for nothing that must be finished.
+                let _ = tokio::time::timeout(PATIENCE, converse(stream, &resolver, &readiness)).await;
+            });
+        }
+    });
+    Ok(())
+}
+
+async fn converse(mut stream: UnixStream, resolver: &Arc<Resolver>, readiness: &Readiness) -> io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut line = String::new();
+    BufReader::new(reader.take(REQUEST)).read_line(&mut line).await?;
+    let lines: Box<dyn Iterator<Item = Value> + Send> = match serde_json::from_str(&line) {
+        Ok(request) => match answer(request, resolver, readiness).await {
+            Ok(values) => values,
+            Err(error) => Box::new([json!({ "error": error })].into_iter()),
+        },
+        Err(error) => Box::new([json!({ "error": format!("not a request: {error}") })].into_iter()),
+    };
+    let mut chunk = Vec::new();
+    for value in lines {
+        serde_json::to_writer(&mut chunk, &value)?;
+        chunk.push(b'\n');
+        if chunk.len() >= CHUNK {
+            writer.write_all(&chunk).await?;
+            chunk.clear();
+        }
+    }
+    writer.write_all(&chunk).await
+}
+
+type Lines = Box<dyn Iterator<Item = Value> + Send>;
+
+async fn answer(request: Request, resolver: &Arc<Resolver>, readiness: &Readiness) -> Result<Lines, String> {
+    let now = Instant::now();
+    let name = |text: &str| -> Result<Box<[u8]>, String> {
+        let mut name = Name::from_utf8(text).map_err(|error| format!("{text}: {error}"))?;
+        name.set_fqdn(true);
+        Ok(plain(&name))
+    };
+    Ok(match request {
+        Request::Stats => {
+            let mut stats = stats(resolver);
+            stats["ready"] = json!(readiness.reasons().is_empty());
+            Box::new([stats].into_iter())
+        }
+        Request::CacheGet { name: text } => {
+            let found = resolver.cache.of_name(&name(&text)?);
+            Box::new(found.into_iter().map(move |(key, entry)| describe(&key, &entry, now)))
+        }
+        Request::CacheDump => {
+            let all: Vec<_> = resolver.cache.iter().collect();
+            Box::new(all.into_iter().map(move |(key, entry)| describe(&key, &entry, now)))
+        }
+        Request::CacheFlush { name: only, zone } => {
+            let only = only.as_deref().map(name).transpose()?;
+            let zone = zone.as_deref().map(name).transpose()?;
+            let chosen = |key: &Key| {
+                only.as_ref().is_none_or(|only| *key.name() == **only)
+                    && zone.as_ref().is_none_or(|zone| is_under(key.name(), zone))
+            };
+            let flushed = resolver.cache.flush(chosen) + resolver.failures.flush(chosen);
+            Box::new([json!({ "flushed": flushed })].into_iter())
+        }
+        Request::Trace { name, rtype } => Box::new([trace(&name, &rtype, resolver).await?].into_iter()),
+    })
+}
+
+/// How the agent is doing, as one JSON object.
+pub fn stats(resolver: &Resolver) -> Value {
+    let totals = resolver.cache.totals();
+    let view = resolver.view();
+    let zones: Vec<Value> = view
+        .zones
+        .iter()
+        .map(|zone| {
+            let servers: Vec<Value> = zone
+                .pool
+                .servers()
+                .iter()
+                .map(|server| {
+                    json!({
+                        "server": &*server.label,
+                        "connections": server.open(),
+                        "in_flight": server.in_flight(),
+                        "failing": server.health.is_ejected(Instant::now()),
+                    })
+                })
+                .collect();
+            json!({
+                "zone": zone.name,
+                "hits": zone.metrics.answered(Source::Hit),
+                "misses": zone.metrics.misses.value(),
+                "stale": zone.metrics.answered(Source::Stale),
+                "failures": zone.metrics.answered(Source::Failure),
+                "servers": servers,
+            })
+        })
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "queries": resolver.metrics.queries(),
+        "cache": {
+            "positive": totals.positive,
+            "negative": totals.negative,
+            "failures": resolver.failures.len(),
+            "bytes": totals.bytes,
+            "evictions": totals.evictions,
+        },
+        "flights": resolver.flights.len(),
+        "waiters": resolver.flights.waiting(),
+        "zones": zones,
+    })
+}
+
+fn describe(key: &Key, entry: &Entry, now: Instant) -> Value {
+    let kind = match entry.kind() {
+        Kind::Positive => "positive",
+        Kind::NoData => "nodata",
+        Kind::NxDomain => "nxdomain",
+        Kind::Failure(_) => "failure",
+    };
+    let remaining = entry.remaining(now).map(|left| left.as_secs_f64());
+    let records: Vec<String> = match Message::from_vec(entry.message()) {
+        Ok(message) => message.answers.iter().chain(&message.authorities).map(ToString::to_string).collect(),
+        Err(error) => vec![format!("cannot be shown: {error}")],
+    };
+    json!({
+        "name": crate::wire::name::display(key.name()),
+        "type": crate::wire::rtype::name(key.qtype()),
+        "class": key.qclass(),
+        "do": key.dnssec_ok(),
+        "cd": key.checking_disabled(),
+        "zone_labels": key.suffix_labels(),
+        "kind": kind,
+        "life_s": entry.life(),
+        "remaining_s": remaining,
+        "records": records,
+    })
+}
+
+/// Resolves as for a client, and says how the answer came about.
+async fn trace(name: &str, rtype: &str, resolver: &Arc<Resolver>) -> Result<Value, String> {
+    let mut name = Name::from_utf8(name).map_err(|error| format!("{name}: {error}"))?;
+    name.set_fqdn(true);
+    let rtype = parse_type(rtype)?;
+    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.edns = Some(Edns::new());
+    message.add_query(Question::query(name.clone(), rtype));
+    let packet = message.to_vec().map_err(|error| error.to_string())?;
+    let client = Client {
+        slot: resolver.metrics.shared(),
+        transport: Transport::Tcp,
+        ipv6: false,
+        allowed: true,
+        ours: OurEdns { size: resolver.view().edns_size, keepalive: Some(0) },
+    };
+    let started = Instant::now();
+    let mut out = Vec::new();
+    let view = resolver.view();
+    let zone = view.zone_of(&name).map(|zone| zone.name.clone());
+    let step = resolver.handle(&view, &client, &packet, started, &mut out);
+    drop(view);
+    let (result, attempts) = match step {
+        Step::Reply(source) => (source.label(), Vec::new()),
+        Step::Drop(_) => return Err("the query was dropped".to_owned()),
+        Step::Wait(miss) => {
+            let (asker, answer) = oneshot::channel();
+            let joined = resolver.wait(miss, ReplyTo::Trace(asker));
+            let (reply, attempts) = answer.await.map_err(|_| "the flight was lost".to_owned())?;
+            out = reply;
+            (if joined { "joined" } else { "miss" }, attempts)
+        }
+    };
+    let attempts: Vec<Value> = attempts.iter().map(describe_attempt).collect();
+    Ok(json!({
+        "zone": zone,
+        "result": result,
+        "attempts": attempts,
+        "took_us": started.elapsed().as_micros() as u64,
+        "message": out,
+    }))
+}
+
+fn describe_attempt(attempt: &Attempt) -> Value {
+    json!({
+        "server": &*attempt.server,
+        "udp": attempt.sent.udp,
+        "tcp": attempt.sent.tcp,
+        "connection": if attempt.sent.reused { "reused" } else { "new" },
+        "took_us": attempt.took.as_micros() as u64,
+        "failed": attempt.failed.map(|cause| cause.label()),
+    })
+}
+
+/// A type by its mnemonic, in any case, or as `TYPE` and a number (RFC 3597 §5).
+///
+/// # Errors
+/// When it is neither.
+pub fn parse_type(text: &str) -> Result<RecordType, String> {
+    let upper = text.to_ascii_uppercase();
+    let number = upper.strip_prefix("TYPE").and_then(|number| number.parse::<u16>().ok());
+    match number {
+        Some(number) => Ok(RecordType::from(number)),
+        None => upper.parse().map_err(|_| format!("{text}: no such type: give one like A, or TYPE65280")),
+    }
+}

@@ -1,0 +1,296 @@
+//! The composition root: the only module that knows all others. Configuration → pools → cache →
+//! listeners → admin; then reloads, and the end.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use metrics::{counter, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::sync::watch;
+
+use crate::admin::control;
+use crate::admin::{self, Admin, Readiness};
+use crate::config::file::{self, ConfigError};
+use crate::config::{self, Config, Reload};
+use crate::metrics::{self as names, Metrics, ZoneMetrics};
+use crate::resolve::Resolver;
+use crate::resolve::view::View;
+use crate::serve::socket::{self, Listeners};
+use crate::serve::tcp::{Clients, Listener};
+use crate::serve::udp::Worker;
+use crate::serve::{Pulse, socket::HEARTBEAT};
+use crate::upstream::{Pool, system};
+
+mod watch_file;
+use watch_file::WatchedFile;
+
+/// How long a stopping agent waits for what is in flight.
+pub const DRAIN: Duration = Duration::from_secs(5);
+/// How often idle connections are closed and watched files are looked at.
+pub const TICK: Duration = Duration::from_secs(1);
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A socket cannot be opened.
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+    /// The recorder of metrics is there already: a second agent in one process.
+    #[error("metrics: {0}")]
+    Metrics(String),
+}
+
+/// Why a new configuration is not in use.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// It is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It changes what is fixed when the agent starts.
+    #[error("{0} cannot change while the agent runs: restart it")]
+    Fixed(&'static str),
+}
+
+/// A running agent.
+pub struct Agent {
+    config: Config,
+    hash: String,
+    file: Option<WatchedFile>,
+    resolv_conf: WatchedFile,
+    pools: Vec<Arc<Pool>>,
+    zones: HashMap<String, Arc<ZoneMetrics>>,
+    ours: Vec<IpAddr>,
+    resolver: Arc<Resolver>,
+    clients: Arc<Clients>,
+    readiness: Arc<Readiness>,
+    workers: Vec<JoinHandle<()>>,
+    stop_workers: Arc<AtomicBool>,
+    stop_tasks: watch::Sender<bool>,
+    /// Where it listens, ports resolved.
+    pub addrs: Vec<SocketAddr>,
+    /// Where its admin HTTP listens.
+    pub admin: SocketAddr,
+}
+
+/// Makes the recorder that the `metrics` facade writes to. Once in a process, before [`Agent::start`].
+///
+/// # Errors
+/// When there is one already.
+pub fn install_metrics() -> Result<PrometheusHandle, StartError> {
+    let handle = PrometheusBuilder::new()
+        .install_recorder()
+        .map_err(|error| StartError::Metrics(error.to_string()))?;
+    names::describe();
+    names::publish_build();
+    Ok(handle)
+}
+
+impl Agent {
+    /// Opens the sockets and starts all threads and tasks. `path` is the file that `config` came
+    /// from, to be read again on reload, and `hash` its digest.
+    ///
+    /// # Errors
+    /// [`StartError`]
+    pub async fn start(
+        config: Config,
+        path: Option<PathBuf>,
+        hash: &str,
+        prometheus: PrometheusHandle,
+    ) -> Result<Self, StartError> {
+        let started = Instant::now();
+        let metrics = Arc::new(Metrics::new(config.workers));
+        let sockets: Vec<Listeners> = config
+            .listen
+            .iter()
+            .map(|&addr| socket::open(addr, config.workers))
+            .collect::<io::Result<_>>()?;
+        let addrs: Vec<SocketAddr> = sockets.iter().map(|sockets| sockets.addr).collect();
+        let ours: Vec<IpAddr> = addrs.iter().map(SocketAddr::ip).collect();
+        let (mut pools, mut zones) = (Vec::new(), HashMap::new());
+        let view = make_view(&config, &mut pools, &mut zones, &metrics, &ours);
+        let runtime = tokio::runtime::Handle::current();
+        let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
+        let (stop_tasks, stopping) = watch::channel(false);
+        let stop_workers = Arc::new(AtomicBool::new(false));
+        let clients = Clients::new(config.limits.clone());
+        let (mut workers, mut pulses) = (Vec::new(), Vec::new());
+        for Listeners { udp, tcp, addr } in sockets {
+            for (slot, socket) in udp.into_iter().enumerate() {
+                let pulse = Arc::new(Pulse::new());
+                pulses.push(Arc::clone(&pulse));
+                let worker = Worker {
+                    socket: Arc::new(socket),
+                    addr,
+                    slot,
+                    pulse,
+                    resolver: Arc::clone(&resolver),
+                    stop: Arc::clone(&stop_workers),
+                };
+                let thread = std::thread::Builder::new().name(format!("udp-{slot}"));
+                workers.push(thread.spawn(move || worker.run())?);
+            }
+            let listener = Listener {
+                socket: tokio::net::TcpListener::from_std(tcp)?,
+                addr,
+                resolver: Arc::clone(&resolver),
+                clients: Arc::clone(&clients),
+                stop: stopping.clone(),
+            };
+            tokio::spawn(listener.run());
+        }
+        let readiness = Arc::new(Readiness::new(pulses));
+        let admin = Admin { resolver: Arc::clone(&resolver), readiness: Arc::clone(&readiness), prometheus };
+        let admin = admin::listen(config.admin, Arc::new(admin))?;
+        control::listen(&config.control, Arc::clone(&resolver), Arc::clone(&readiness))?;
+        gauge!(names::CONFIG_LAST_RELOAD).set(1.0);
+        publish_config(hash, 1.0);
+        tracing::info!(
+            listen = ?addrs, admin = %admin, control = %config.control.display(), workers = config.workers,
+            after_ms = started.elapsed().as_secs_f64() * 1e3, "answering"
+        );
+        let agent = Self {
+            file: path.map(WatchedFile::new),
+            resolv_conf: WatchedFile::new(system::RESOLV_CONF.into()),
+            pools,
+            zones,
+            ours,
+            resolver,
+            clients,
+            readiness,
+            workers,
+            stop_workers,
+            stop_tasks,
+            addrs,
+            admin,
+            config,
+            hash: hash.to_owned(),
+        };
+        agent.readiness.wait_for_upstream(Arc::clone(&agent.resolver));
+        Ok(agent)
+    }
+
+    /// What is done once a second: idle connections close, changed files are read again.
+    pub fn tick(&mut self) {
+        for pool in &self.pools {
+            pool.tidy();
+        }
+        if self.resolv_conf.changed() {
+            for pool in self.pools.iter().filter(|pool| pool.is_system()) {
+                pool.refresh(&self.ours);
+            }
+        }
+        let watched = self.config.reload == Reload::Auto;
+        if watched && self.file.as_mut().is_some_and(WatchedFile::changed) {
+            self.reload();
+        }
+    }
+
+    /// Reads the configuration again. Either all of it is in force afterwards, or nothing changed.
+    pub fn reload(&mut self) {
+        let result = self.try_reload();
+        let label = if result.is_ok() { "ok" } else { "failed" };
+        counter!(names::CONFIG_RELOADS, "result" => label).increment(1);
+        gauge!(names::CONFIG_LAST_RELOAD).set(if result.is_ok() { 1.0 } else { 0.0 });
+        match result {
+            Ok(()) => tracing::info!(zones = self.config.zones.len(), "configuration reloaded"),
+            Err(error) => tracing::error!(%error, "the old configuration stays in force"),
+        }
+    }
+
+    fn try_reload(&mut self) -> Result<(), ReloadError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let loaded = file::load(file.path())?;
+        let new = loaded.config;
+        let old = &self.config;
+        let fixed = [
+            ("listen", new.listen == old.listen),
+            ("admin", new.admin == old.admin),
+            ("control", new.control == old.control),
+            ("workers", new.workers == old.workers),
+            ("cache.size", new.cache.size == old.cache.size),
+            ("edns_size", new.edns_size == old.edns_size),
+            ("limits", new.limits == old.limits),
+            ("log", new.log == old.log),
+        ];
+        if let Some((key, _)) = fixed.into_iter().find(|(_, same)| !same) {
+            return Err(ReloadError::Fixed(key));
+        }
+        let metrics = Arc::clone(&self.resolver.metrics);
+        let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, &self.ours);
+        self.resolver.replace_view(view);
+        self.config = new;
+        publish_config(&self.hash, 0.0);
+        publish_config(&loaded.hash, 1.0);
+        self.hash = loaded.hash;
+        Ok(())
+    }
+
+    /// One line that says how the agent is doing.
+    pub fn log_stats(&self) {
+        tracing::info!(stats = %control::stats(&self.resolver), "statistics");
+    }
+
+    /// Takes no new work, finishes what is in flight (at most [`DRAIN`]), and ends.
+    pub async fn stop(self) {
+        self.readiness.drain();
+        let deadline = Instant::now() + DRAIN;
+        self.stop_workers.store(true, Ordering::Relaxed);
+        let _ = self.stop_tasks.send(true);
+        let workers = self.workers;
+        // Each notices within HEARTBEAT; joined elsewhere, so that flights go on meanwhile.
+        let joined = tokio::task::spawn_blocking(move || {
+            for worker in workers {
+                let _ = worker.join();
+            }
+        });
+        if tokio::time::timeout(DRAIN.max(HEARTBEAT), joined).await.is_err() {
+            tracing::warn!("a worker did not end");
+        }
+        while Instant::now() < deadline && (self.resolver.flights.waiting() > 0 || self.clients.count() > 0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let left = self.resolver.flights.waiting();
+        let _ = std::fs::remove_file(&self.config.control);
+        tracing::info!(unanswered = left, "ended");
+    }
+}
+
+/// The view of a configuration. Pools of equal definitions and counters of equal names are kept from
+/// the one before; pools that no zone uses any more go.
+fn make_view(
+    config: &Config,
+    pools: &mut Vec<Arc<Pool>>,
+    zones: &mut HashMap<String, Arc<ZoneMetrics>>,
+    metrics: &Metrics,
+    ours: &[IpAddr],
+) -> View {
+    let mut used: Vec<Arc<Pool>> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    let view = View::new(config, |zone: &config::Zone| {
+        let known = used.iter().chain(pools.iter()).find(|pool| *pool.definition() == zone.upstream);
+        let pool = known.cloned().unwrap_or_else(|| Pool::new(zone.upstream.clone(), config.edns_size, ours));
+        if !used.iter().any(|known| Arc::ptr_eq(known, &pool)) {
+            used.push(Arc::clone(&pool));
+        }
+        let name = match &zone.matches[0] {
+            root if root.is_root() => ".".to_owned(),
+            name => name.to_utf8().trim_end_matches('.').to_owned(),
+        };
+        let counters = zones.entry(name.clone()).or_insert_with(|| metrics.zone(&name));
+        names.push(name);
+        (pool, Arc::clone(counters))
+    });
+    zones.retain(|name, _| names.contains(name));
+    *pools = used;
+    view
+}
+
+fn publish_config(hash: &str, in_use: f64) {
+    gauge!(names::CONFIG_INFO, "hash" => hash.to_owned()).set(in_use);
+}

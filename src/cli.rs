@@ -1,0 +1,93 @@
+//! The command line: one module a subcommand.
+
+mod ask;
+mod check;
+#[cfg(feature = "demo")]
+mod demo;
+mod query;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// EX_CONFIG of sysexits.h: the configuration is wrong.
+const BAD_CONFIG: u8 = 78;
+/// Where a running agent is asked by default.
+const CONTROL: &str = "/run/nodens/control.sock";
+
+/// The DNS cache agent of a Kubernetes node.
+#[derive(Debug, Parser)]
+#[command(name = "nodens", version, arg_required_else_help = true)]
+#[command(after_help = "Example:\n  nodens demo\n  dig @127.0.0.1 -p 5053 webapp.default.svc.cluster.local")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent in the foreground. SIGTERM drains and ends it, SIGHUP reloads, SIGUSR1 logs statistics.
+    #[command(after_help = "Example:\n  nodens run --config /etc/nodens/config.yaml")]
+    Run {
+        /// Configuration; without it the defaults of config/reference.yaml hold.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Run an agent on 127.0.0.1:5053 before a small cluster DNS of its own, with names to try.
+    #[cfg(feature = "demo")]
+    #[command(after_help = "Example:\n  nodens demo\n  nodens demo --listen 127.0.0.1:5300")]
+    Demo(demo::Options),
+    /// Read a configuration and say what it means. Exit code 0, or 78 if it is wrong.
+    #[command(after_help = "Example:\n  nodens check /etc/nodens/config.yaml")]
+    Check {
+        /// The configuration.
+        file: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask a name, as dig would. Exit code 0 when there was an answer, whatever its RCODE.
+    #[command(
+        after_help = "Examples:\n  nodens query webapp.default.svc.cluster.local\n  nodens query example.com MX --server 127.0.0.1:5053 --tcp\n  nodens query example.com --trace"
+    )]
+    Query(query::Options),
+    /// Look into the cache of a running agent, or empty it.
+    #[command(
+        after_help = "Examples:\n  nodens cache get example.com\n  nodens cache flush --zone cluster.local"
+    )]
+    Cache {
+        #[command(subcommand)]
+        action: ask::CacheAction,
+        #[command(flatten)]
+        options: ask::Options,
+    },
+    /// How a running agent is doing.
+    #[command(after_help = "Example:\n  nodens stats --json")]
+    Stats {
+        #[command(flatten)]
+        options: ask::Options,
+    },
+}
+
+/// Runs the command of this process, and returns its exit code: 0 good, 1 failed, 2 usage, 78 bad
+/// configuration.
+pub fn run() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run { config } => return run::run(config),
+        #[cfg(feature = "demo")]
+        Command::Demo(options) => demo::demo(&options),
+        Command::Check { file, json } => return check::check(&file, json),
+        Command::Query(options) => query::query(&options),
+        Command::Cache { action, options } => ask::cache(action, &options),
+        Command::Stats { options } => ask::stats(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("nodens: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! `nodens run`: the agent in the foreground.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::prelude::*;
+
+use super::BAD_CONFIG;
+use crate::app::{self, Agent, TICK};
+use crate::config::file::{self, Loaded};
+use crate::config::{Config, Log, LogFormat, LogLevel};
+
+pub(super) fn run(path: Option<PathBuf>) -> ExitCode {
+    let loaded = match &path {
+        Some(path) => file::load(path),
+        None => Ok(Loaded { config: Config::default(), hash: file::digest("") }),
+    };
+    let Loaded { config, hash } = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    start_log(&config.log);
+    let result = runtime().and_then(|runtime| {
+        runtime.block_on(async {
+            let prometheus = app::install_metrics()?;
+            let agent = Agent::start(config, path, &hash, prometheus).await?;
+            until_stopped(agent).await
+        })
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            eprintln!("nodens: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One thread for all that is not UDP: connections need no locks against each other that way, and a
+/// miss costs one wake-up.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Runs a started agent until SIGTERM or SIGINT, and drains it.
+pub(super) async fn until_stopped(mut agent: Agent) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut user = signal(SignalKind::user_defined1())?;
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => agent.reload(),
+            _ = user.recv() => agent.log_stats(),
+            _ = tick.tick() => agent.tick(),
+        }
+    }
+    agent.stop().await;
+    Ok(())
+}
+
+/// Starts logging to standard error. The libraries' own lines come from `warn` on.
+pub(super) fn start_log(log: &Log) {
+    let level = match log.level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let targets = Targets::new().with_target("nodens", level).with_default(level.min(LevelFilter::WARN));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(targets);
+    // Fails only if logging was started before, and then it is there already.
+    let _ = match log.format {
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+        LogFormat::Text => registry.with(lines.with_target(false)).try_init(),
+    };
+}

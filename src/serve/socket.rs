@@ -1,0 +1,78 @@
+//! Listening sockets and their options.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::sys;
+
+/// A worker looks at its stop flag at least this often.
+pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Datagrams that wait while a worker is busy: the default of 208 KiB holds only 256 small ones.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// TCP clients that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// The sockets of one listen address.
+pub struct Listeners {
+    /// One for each worker.
+    pub udp: Vec<UdpSocket>,
+    /// For the runtime, not blocking.
+    pub tcp: TcpListener,
+    /// The address, with the port that the system chose if it was 0.
+    pub addr: SocketAddr,
+}
+
+/// Opens the sockets of `addr`: a UDP socket for each of `workers`, and TCP on the same port.
+///
+/// # Errors
+/// The system's own, with the address.
+pub fn open(addr: SocketAddr, workers: usize) -> io::Result<Listeners> {
+    let explain = |error: io::Error, what: &str| {
+        io::Error::new(error.kind(), format!("cannot listen on {addr} ({what}): {error}"))
+    };
+    let first = udp(addr).map_err(|error| explain(error, "UDP"))?;
+    let addr = first.local_addr()?;
+    let mut group = vec![first];
+    for _ in 1..workers {
+        group.push(udp(addr).map_err(|error| explain(error, "UDP"))?);
+    }
+    if workers > 1 {
+        sys::spread(&group[0], workers as u32).map_err(|error| explain(error, "spreading over workers"))?;
+    }
+    let tcp = tcp(addr).map_err(|error| explain(error, "TCP"))?;
+    Ok(Listeners { udp: group, tcp, addr })
+}
+
+fn udp(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_port(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Best effort: the system's own bound (net.core.rmem_max) applies.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    socket.set_read_timeout(Some(HEARTBEAT))?;
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// A TCP listener that shares its port with those of other processes.
+///
+/// # Errors
+/// The system's own.
+pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_tcp_nodelay(true)?; // inherited by what is accepted
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,268 @@
+//! The system calls that no safe crate offers: `recvmmsg`, `sendmmsg` and the program that spreads
+//! datagrams over the sockets of a group. All `unsafe` of this crate is in this file.
+#![expect(unsafe_code, reason = "batched datagrams: socket2 and tokio have no safe recvmmsg and sendmmsg")]
+
+use std::io;
+use std::mem::{size_of, size_of_val, zeroed};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
+
+/// Datagrams taken or sent by one system call.
+pub const BATCH: usize = 32;
+/// Room for one received datagram. Queries have under 512 bytes; what is longer is cut, and then
+/// malformed.
+const PACKET: usize = 4096;
+
+/// A peer as the kernel wrote it. A `sockaddr_in6` has room for a `sockaddr_in`, and family and port
+/// at the same places; the address of a `sockaddr_in` lies where the other has its flow label.
+type RawPeer = libc::sockaddr_in6;
+
+fn decode(raw: &RawPeer) -> SocketAddr {
+    let port = u16::from_be(raw.sin6_port);
+    if i32::from(raw.sin6_family) == libc::AF_INET {
+        SocketAddr::from((Ipv4Addr::from(raw.sin6_flowinfo.to_ne_bytes()), port))
+    } else {
+        let ip = Ipv6Addr::from(raw.sin6_addr.s6_addr);
+        SocketAddrV6::new(ip, port, raw.sin6_flowinfo, raw.sin6_scope_id).into()
+    }
+}
+
+/// Datagrams as they came. Stays on the thread that made it, since it holds pointers into itself.
+pub struct Inbox {
+    packets: Box<[[u8; PACKET]]>,
+    peers: Box<[RawPeer]>,
+    /// Point at `packets` and `peers`, which never move: they are on the heap and never replaced.
+    headers: Box<[libc::mmsghdr]>,
+    _slices: Box<[libc::iovec]>,
+    received: usize,
+}
+
+impl Inbox {
+    /// An empty one.
+    pub fn new() -> Self {
+        let mut packets = vec![[0; PACKET]; BATCH].into_boxed_slice();
+        // SAFETY: sockaddr_in6 is plain data for which all zeros is a value.
+        let mut peers: Box<[RawPeer]> = (0..BATCH).map(|_| unsafe { zeroed() }).collect();
+        let mut slices: Box<[libc::iovec]> = packets
+            .iter_mut()
+            .map(|packet| libc::iovec { iov_base: packet.as_mut_ptr().cast(), iov_len: PACKET })
+            .collect();
+        let headers = peers
+            .iter_mut()
+            .zip(slices.iter_mut())
+            .map(|(peer, slice)| {
+                // SAFETY: mmsghdr is plain data; zero means no control message and no flags.
+                let mut header: libc::mmsghdr = unsafe { zeroed() };
+                header.msg_hdr.msg_name = std::ptr::from_mut(peer).cast();
+                header.msg_hdr.msg_namelen = size_of::<RawPeer>() as u32;
+                header.msg_hdr.msg_iov = slice;
+                header.msg_hdr.msg_iovlen = 1;
+                header
+            })
+            .collect();
+        Self { packets, peers, headers, _slices: slices, received: 0 }
+    }
+
+    /// Takes what has arrived, and waits for the first datagram if nothing has, as long as the
+    /// socket's receive timeout. With `wait` false it never waits.
+    ///
+    /// # Errors
+    /// The system's own; `WouldBlock` when there was nothing.
+    pub fn receive(&mut self, socket: &UdpSocket, wait: bool) -> io::Result<usize> {
+        // The kernel overwrote these with the lengths of the last call's peers.
+        for header in &mut self.headers[..self.received] {
+            header.msg_hdr.msg_namelen = size_of::<RawPeer>() as u32;
+        }
+        let flags = if wait { libc::MSG_WAITFORONE } else { libc::MSG_DONTWAIT };
+        // SAFETY: each header points at a peer and one slice of PACKET bytes, all owned by self,
+        // alive and unshared for the time of the call; the count is that of the headers.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                BATCH as u32,
+                flags,
+                std::ptr::null_mut(),
+            )
+        };
+        self.received = 0;
+        if received < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.received = received as usize;
+        Ok(self.received)
+    }
+
+    /// The datagrams of the last call, each with its sender.
+    pub fn packets(&self) -> impl Iterator<Item = (&[u8], Peer)> {
+        let received = self.headers[..self.received].iter();
+        received.zip(&self.packets).zip(&self.peers).map(|((header, packet), raw)| {
+            let length = (header.msg_len as usize).min(PACKET);
+            (&packet[..length], Peer(*raw))
+        })
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Who sent a datagram.
+#[derive(Clone, Copy)]
+pub struct Peer(RawPeer);
+
+impl Peer {
+    /// Its address.
+    pub fn addr(&self) -> SocketAddr {
+        decode(&self.0)
+    }
+}
+
+/// Datagrams to be sent by one call.
+pub struct Outbox {
+    messages: Box<[Vec<u8>]>,
+    peers: Box<[RawPeer]>,
+    filled: usize,
+}
+
+impl Outbox {
+    /// An empty one, with room for messages of `size` bytes each.
+    pub fn new(size: usize) -> Self {
+        Self {
+            messages: (0..BATCH).map(|_| Vec::with_capacity(size)).collect(),
+            // SAFETY: as in Inbox::new.
+            peers: (0..BATCH).map(|_| unsafe { zeroed() }).collect(),
+            filled: 0,
+        }
+    }
+
+    /// The buffer for the next message. There is one for each datagram of an inbox.
+    pub fn next(&mut self) -> &mut Vec<u8> {
+        &mut self.messages[self.filled]
+    }
+
+    /// Addresses the message that [`Outbox::next`] gave.
+    pub fn commit(&mut self, peer: &Peer) {
+        self.peers[self.filled] = peer.0;
+        self.filled += 1;
+    }
+
+    /// Sends all messages without waiting and returns how many could not be sent. A failing peer
+    /// (a firewall, an unreachable address) costs nobody else.
+    pub fn send(&mut self, socket: &UdpSocket) -> usize {
+        let total = std::mem::take(&mut self.filled);
+        let mut slices: [libc::iovec; BATCH] =
+            [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
+        // SAFETY: mmsghdr is plain data; zero means no control message and no flags.
+        let mut headers: [libc::mmsghdr; BATCH] = unsafe { zeroed() };
+        for index in 0..total {
+            let message = &mut self.messages[index];
+            slices[index] = libc::iovec { iov_base: message.as_mut_ptr().cast(), iov_len: message.len() };
+            let header = &mut headers[index].msg_hdr;
+            let raw = &mut self.peers[index];
+            header.msg_namelen = match i32::from(raw.sin6_family) {
+                libc::AF_INET => size_of::<libc::sockaddr_in>() as u32,
+                _ => size_of::<libc::sockaddr_in6>() as u32,
+            };
+            header.msg_name = std::ptr::from_mut(raw).cast();
+            header.msg_iov = &mut slices[index];
+            header.msg_iovlen = 1;
+        }
+        let (mut sent, mut failed) = (0, 0);
+        while sent < total {
+            // SAFETY: the headers from `sent` to `total` point at peers, slices and messages that
+            // live and stay in place until this function returns.
+            let count = unsafe {
+                libc::sendmmsg(
+                    socket.as_raw_fd(),
+                    headers[sent..].as_mut_ptr(),
+                    (total - sent) as u32,
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            if count > 0 {
+                sent += count as usize;
+            } else {
+                // The first one failed: pass it over. Ends, since `sent` grows each time.
+                sent += 1;
+                failed += 1;
+            }
+        }
+        failed
+    }
+}
+
+/// Lets the kernel choose a socket of the group at random for each datagram, so that one busy client
+/// uses all of them: its own choice, by a hash of the addresses, would give it a single one.
+///
+/// # Errors
+/// The system's own.
+pub fn spread(socket: &UdpSocket, sockets: u32) -> io::Result<()> {
+    /// linux/filter.h: ancillary data begins here, and the random number stands at 56.
+    const RANDOM: u32 = (-0x1000i32 + 56) as u32;
+    let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, RANDOM),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the option takes a sock_fprog, whose filter points at three live instructions; the
+    // kernel copies both before it returns.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            std::ptr::from_ref(&filter).cast(),
+            size_of_val(&filter) as u32,
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn exchange(bind: &str) {
+        let server = UdpSocket::bind(bind).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let clients: Vec<UdpSocket> = (0..3).map(|_| UdpSocket::bind(bind).unwrap()).collect();
+        let (mut inbox, mut outbox) = (Inbox::new(), Outbox::new(512));
+        for round in 0..3u8 {
+            for (index, client) in clients.iter().enumerate() {
+                client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                client.send_to(&vec![round; 1 + index], server.local_addr().unwrap()).unwrap();
+            }
+            let mut taken = 0;
+            while taken < clients.len() {
+                taken += inbox.receive(&server, true).unwrap();
+                for (packet, peer) in inbox.packets() {
+                    let client = &clients[packet.len() - 1];
+                    assert_eq!(peer.addr(), client.local_addr().unwrap());
+                    outbox.next().clear();
+                    outbox.next().extend_from_slice(packet);
+                    outbox.commit(&peer);
+                }
+                assert_eq!(outbox.send(&server), 0);
+            }
+            for (index, client) in clients.iter().enumerate() {
+                let mut buffer = [9; 16];
+                assert_eq!(client.recv(&mut buffer).unwrap(), 1 + index);
+                assert_eq!(buffer[0], round);
+            }
+        }
+        let nothing = inbox.receive(&server, false).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn datagrams_come_and_go_in_batches() {
+        exchange("127.0.0.1:0");
+        exchange("[::1]:0");
+    }
+}

@@ -1,0 +1,120 @@
+//! The receive loop of one UDP worker: a thread that never waits for one client.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::sys::{BATCH, Inbox, Outbox, Peer};
+use super::{Pulse, is_allowed};
+use crate::metrics::{Dropped, Source, Transport};
+use crate::resolve::flight::ReplyTo;
+use crate::resolve::view::View;
+use crate::resolve::{Client, Resolver, Step};
+use crate::wire::query::OurEdns;
+
+/// Batches that a stopping worker still takes from its socket's queue: more than the queue holds.
+const LAST_BATCHES: usize = 1024;
+
+/// One worker: a socket, and where its queries go.
+pub struct Worker {
+    /// Its own socket of the address's group.
+    pub socket: Arc<UdpSocket>,
+    /// The address that it is bound to.
+    pub addr: SocketAddr,
+    /// The slot of its counters.
+    pub slot: usize,
+    /// Its sign of life.
+    pub pulse: Arc<Pulse>,
+    /// Who answers.
+    pub resolver: Arc<Resolver>,
+    /// Set when no new work should be taken.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    /// Runs until it is told to stop, and answers what is queued by then.
+    pub fn run(self) {
+        let mut inbox = Inbox::new();
+        let mut outbox = Outbox::new(usize::from(self.resolver.view().edns_size) + 512);
+        while !self.stop.load(Ordering::Relaxed) {
+            self.turn(&mut inbox, &mut outbox, true);
+        }
+        for _ in 0..LAST_BATCHES {
+            if !self.turn(&mut inbox, &mut outbox, false) {
+                break;
+            }
+        }
+    }
+
+    /// One batch: receive, decide, send. False if there was nothing.
+    fn turn(&self, inbox: &mut Inbox, outbox: &mut Outbox, wait: bool) -> bool {
+        let received = inbox.receive(&self.socket, wait);
+        let now = Instant::now();
+        self.pulse.beat(now);
+        let metrics = self.resolver.metrics.slot(self.slot);
+        match received {
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                return false;
+            }
+            Err(_) => {
+                // On a UDP socket that is an ICMP error of an earlier reply: counted, and gone.
+                metrics.receive_errors.add(1);
+                return wait;
+            }
+        }
+        let view = self.resolver.view();
+        let mut answered = [0u64; BATCH];
+        for (packet, peer) in inbox.packets() {
+            if let Some(source) = self.packet(&view, packet, &peer, now, outbox) {
+                answered[source as usize] += 1;
+            }
+        }
+        for _ in 0..outbox.send(&self.socket) {
+            metrics.dropped(Dropped::Send);
+        }
+        let took = now.elapsed();
+        for source in [Source::Hit, Source::Stale, Source::Failure, Source::Hosts, Source::Local] {
+            if answered[source as usize] > 0 {
+                metrics.took(source, took, answered[source as usize]);
+            }
+        }
+        true
+    }
+
+    fn packet(
+        &self,
+        view: &View,
+        packet: &[u8],
+        peer: &Peer,
+        now: Instant,
+        outbox: &mut Outbox,
+    ) -> Option<Source> {
+        let metrics = self.resolver.metrics.slot(self.slot);
+        let addr = peer.addr();
+        if addr.port() == 0 || addr == self.addr {
+            metrics.dropped(Dropped::Source);
+            return None;
+        }
+        let client = Client {
+            slot: self.slot,
+            transport: Transport::Udp,
+            ipv6: addr.is_ipv6(),
+            allowed: is_allowed(&view.allow_from, self.addr.ip(), addr.ip()),
+            ours: OurEdns { size: view.edns_size, keepalive: None },
+        };
+        match self.resolver.handle(view, &client, packet, now, outbox.next()) {
+            Step::Reply(source) => {
+                outbox.commit(peer);
+                return Some(source);
+            }
+            Step::Drop(why) => metrics.dropped(why),
+            Step::Wait(miss) => {
+                self.resolver.wait(miss, ReplyTo::Udp(Arc::clone(&self.socket), addr));
+            }
+        }
+        None
+    }
+}
