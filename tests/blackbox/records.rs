@@ -236,7 +236,7 @@ fn any_is_cached_under_its_own_key() {
 fn axfr_ixfr_and_class_ch_are_refused_and_never_forwarded() {
     let upstream = Upstream::plain(30);
     let agent = Agent::before(upstream.tcp());
-    for record_type in ["AXFR", "IXFR"] {
+    for record_type in ["AXFR", "TYPE251"] {
         let reply = ask(agent.address, "zone.example.", record_type);
         assert_eq!(
             reply.metadata.response_code,
@@ -339,6 +339,26 @@ fn client_options_stay_with_the_client() {
         assert!(option(asked, code).is_none(), "option {code} went upstream");
     }
     assert!(asked.metadata.recursion_desired);
+}
+
+#[test]
+fn upstream_queries_carry_rd_ad_our_opt_and_the_clients_do_and_cd() {
+    let upstream = Upstream::plain(30);
+    let agent = Agent::before(upstream.tcp());
+    ask(agent.address, "plain.example.", "A");
+    let seen = &upstream.seen("plain.example.")[0].query;
+    assert!(seen.metadata.recursion_desired && seen.metadata.authentic_data);
+    assert!(!seen.metadata.checking_disabled);
+    let edns = seen.edns.as_ref().expect("our own OPT");
+    assert!(edns.max_payload() == 1232 && !edns.flags().dnssec_ok);
+    dig(agent.address, &["+dnssec", "+cdflag", "flags.example", "A"]);
+    let seen = &upstream.seen("flags.example.")[0].query;
+    assert!(seen.metadata.checking_disabled);
+    assert!(
+        seen.edns
+            .as_ref()
+            .is_some_and(|edns| edns.flags().dnssec_ok)
+    );
 }
 
 #[test]

@@ -86,6 +86,8 @@ pub(crate) struct Agent {
     dir: TempDir,
     config_map: bool,
     generation: u32,
+    /// Hits and misses of the wait for the start, which tests do not count.
+    lookups_at_start: [f64; 2],
 }
 
 impl Agent {
@@ -159,6 +161,7 @@ impl Agent {
             dir,
             config_map: launch.config_map,
             generation: 1,
+            lookups_at_start: [0.0; 2],
         };
         // `localhost` is answered without any upstream, so this waits for the agent alone.
         wait_until("the agent answers", seconds(10), || {
@@ -168,6 +171,7 @@ impl Agent {
             ask_udp(agent.address, &query("localhost.", "A")).is_some()
                 && agent.admin.get("/health").is_some()
         });
+        agent.lookups_at_start = [agent.lookups("hit"), agent.lookups("miss")];
         agent
     }
 
@@ -224,10 +228,13 @@ impl Agent {
         self.process.ended().is_some()
     }
 
-    /// Lookups that ended this way so far (`hit`, `miss`, …), in all zones.
+    /// Lookups that ended this way since the start (`hit` or `miss`), in all zones.
     pub(crate) fn lookups(&self, result: &str) -> f64 {
+        let [hits, misses] = self.lookups_at_start;
+        let at_start = if result == "hit" { hits } else { misses };
         self.admin
             .count("nodens_cache_lookups_total", &[("result", result)])
+            - at_start
     }
 
     /// Open file descriptors of the process.

@@ -139,11 +139,17 @@ impl Tcp {
 
     /// The next reply, `None` when the connection was closed.
     pub(crate) fn receive(&mut self) -> Option<Message> {
+        let bytes = self.receive_bytes()?;
+        Some(Message::from_vec(&bytes).expect("a reply that can be read"))
+    }
+
+    /// As [`Tcp::receive`], unread.
+    pub(crate) fn receive_bytes(&mut self) -> Option<Vec<u8>> {
         let mut length = [0; 2];
         self.stream.read_exact(&mut length).ok()?;
         let mut bytes = vec![0; usize::from(u16::from_be_bytes(length))];
         self.stream.read_exact(&mut bytes).ok()?;
-        Some(Message::from_vec(&bytes).expect("a reply that can be read"))
+        Some(bytes)
     }
 
     /// Waits for the other side to close, and says whether it did within `limit`.
