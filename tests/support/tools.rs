@@ -189,6 +189,8 @@ pub(crate) fn dnsperf(server: SocketAddr, queries: &[String], options: &[&str]) 
             "-d",
         ])
         .arg(&file)
+        // An agent that has died would cost 5 s for every window of queries.
+        .args(["-l", "60"])
         .args(options)
         .output()
         .unwrap_or_else(|error| panic!("{}", missing("dnsperf", "dnsperf", &error)));
