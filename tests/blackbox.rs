@@ -1,0 +1,39 @@
+//! Black-box tests: the program as it is built, between real servers and real clients.
+//!
+//! NSD is the cluster's DNS, Unbound the resolver outside, dig, kdig and dnsperf are the clients;
+//! where a server has to misbehave or be counted, a scripted one stands in. Debian packages: nsd,
+//! unbound, bind9-dnsutils, knot-dnsutils, dnsperf, procps, util-linux. One crate, so that the
+//! program's dependencies are linked once.
+
+mod support;
+
+#[path = "blackbox/admin.rs"]
+mod admin;
+#[path = "blackbox/bad_config.rs"]
+mod bad_config;
+#[path = "blackbox/case.rs"]
+mod case;
+#[path = "blackbox/control_and_cli.rs"]
+mod control_and_cli;
+#[path = "blackbox/expiry.rs"]
+mod expiry;
+#[path = "blackbox/harness.rs"]
+mod harness;
+#[path = "blackbox/malformed.rs"]
+mod malformed;
+#[path = "blackbox/negative.rs"]
+mod negative;
+#[path = "blackbox/records.rs"]
+mod records;
+#[path = "blackbox/reload.rs"]
+mod reload;
+#[path = "blackbox/shutdown.rs"]
+mod shutdown;
+#[path = "blackbox/single_flight.rs"]
+mod single_flight;
+#[path = "blackbox/tcp_clients.rs"]
+mod tcp_clients;
+#[path = "blackbox/truncation.rs"]
+mod truncation;
+#[path = "blackbox/upstream.rs"]
+mod upstream;

@@ -1,0 +1,98 @@
+//! Child processes that end with the value that holds them.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A running child whose output goes to a file. Dropping it kills it.
+pub(super) struct Process {
+    child: Child,
+    output: PathBuf,
+    name: String,
+}
+
+impl Process {
+    /// Starts `command`; `package` is the Debian package to name when the program is missing.
+    pub(super) fn start(command: Command, package: &str, output: &Path) -> Self {
+        let file = File::create(output).expect("output file");
+        let errors = file.try_clone().expect("output file");
+        Self::start_into(command, package, output, file, errors)
+    }
+
+    /// As [`Process::start`], with the two streams kept apart; `output` is the one to print.
+    pub(super) fn start_into(
+        mut command: Command,
+        package: &str,
+        output: &Path,
+        file: File,
+        errors: File,
+    ) -> Self {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(errors)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}", missing(&name, package, &error)));
+        Self {
+            child,
+            output: output.to_owned(),
+            name,
+        }
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn output(&self) -> String {
+        fs::read_to_string(&self.output).unwrap_or_default()
+    }
+
+    /// The exit status, when it has ended.
+    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait for a child")
+    }
+
+    /// Waits for the end, `None` when it has not come within `limit`.
+    pub(super) fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.ended() {
+                return Some(status);
+            }
+            if Instant::now() >= end {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends a signal by name, `TERM` for one.
+    pub(super) fn signal(&self, signal: &str) {
+        let status = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(self.id().to_string())
+            .status()
+            .unwrap_or_else(|error| panic!("{}", missing("kill", "procps", &error)));
+        assert!(status.success(), "kill -{signal} {} failed", self.name);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Not an error: it may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("---- output of {} ----\n{}", self.name, self.output());
+        }
+    }
+}
+
+/// What to say when a program can't be started.
+pub(super) fn missing(program: &str, package: &str, error: &std::io::Error) -> String {
+    format!("cannot run `{program}` ({error}): install the Debian package `{package}`")
+}
