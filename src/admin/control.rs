@@ -24,10 +24,11 @@ use crate::cache::entry::Entry;
 use crate::cache::is_under;
 use crate::metrics::{Source, Transport};
 use crate::resolve::flight::ReplyTo;
-use crate::resolve::local::plain;
+use crate::resolve::local::{self, plain};
 use crate::resolve::{Client, Resolver, Step};
 use crate::upstream::Attempt;
 use crate::wire::key::Key;
+use crate::wire::name::display;
 use crate::wire::query::OurEdns;
 use crate::wire::response::Kind;
 
@@ -44,6 +45,8 @@ const CHUNK: usize = 64 * 1024;
 pub enum Request {
     /// How the agent is doing.
     Stats,
+    /// Whether the agent can answer.
+    Probe,
     /// The entries of a name.
     CacheGet {
         /// The name.
@@ -139,6 +142,12 @@ async fn answer(request: Request, resolver: &Arc<Resolver>, readiness: &Readines
             stats["ready"] = json!(readiness.reasons().is_empty());
             Box::new([stats].into_iter())
         }
+        Request::Probe => {
+            // Whether upstreams answer is not asked: a restart would not mend them.
+            let own = trace(&display(local::PROBE), "A", resolver).await?;
+            let ok = readiness.is_healthy() && own["result"] == Source::Local.label();
+            Box::new([json!({ "ok": ok, "ready": readiness.reasons() })].into_iter())
+        }
         Request::CacheGet { name: text } => {
             let found = resolver.cache.of_name(&name(&text)?);
             Box::new(found.into_iter().map(move |(key, entry)| describe(&key, &entry, now)))
@@ -221,7 +230,7 @@ fn describe(key: &Key, entry: &Entry, now: Instant) -> Value {
         Err(error) => vec![format!("cannot be shown: {error}")],
     };
     json!({
-        "name": crate::wire::name::display(key.name()),
+        "name": display(key.name()),
         "type": crate::wire::rtype::name(key.qtype()),
         "class": key.qclass(),
         "do": key.dnssec_ok(),

@@ -57,9 +57,6 @@ impl Failures {
 
     /// The failure that still counts for this question.
     pub fn lookup(&self, key: &KeyBuf, generation: u64, now: Instant) -> Option<Cause> {
-        if self.0.entry_count() == 0 {
-            return None;
-        }
         let failed = self.0.get(key.as_bytes())?;
         failed.counts(generation, now).then_some(failed.cause)
     }
@@ -73,9 +70,7 @@ impl Failures {
 
     /// Forgets the failure of a question that was answered.
     pub fn clear(&self, key: &Key) {
-        if self.0.entry_count() != 0 {
-            self.0.invalidate(key);
-        }
+        self.0.invalidate(key);
     }
 
     /// Forgets the failures of those questions for which `chosen` holds, and says how many they were.

@@ -16,6 +16,7 @@ use crate::admin::control::Request;
 const PATIENCE: Duration = Duration::from_secs(45);
 
 #[derive(Debug, clap::Args)]
+#[group(id = "ask")]
 pub(super) struct Options {
     /// The agent's control socket.
     #[arg(long, value_name = "PATH", default_value = CONTROL, global = true)]
@@ -141,6 +142,16 @@ fn print_entry(entry: &Value) {
     for record in entry["records"].as_array().into_iter().flatten() {
         println!("    {}", text(record));
     }
+}
+
+/// Whether the agent can answer: its workers make progress, and it answers its own name.
+pub(super) fn probe(options: &Options) -> anyhow::Result<()> {
+    ask(&options.control, &Request::Probe, |answer| {
+        if options.json {
+            println!("{answer}");
+        }
+        if answer["ok"] == true { Ok(()) } else { bail!("the agent does not answer: {answer}") }
+    })
 }
 
 /// A JSON string without its quotes.

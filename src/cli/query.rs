@@ -19,9 +19,11 @@ const SIZE: u16 = 1232;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
+#[group(id = "query")]
 pub(super) struct Options {
     /// The name.
-    name: String,
+    #[arg(required_unless_present = "probe")]
+    name: Option<String>,
     /// The type, such as A, AAAA, SRV, PTR or TYPE65280.
     #[arg(default_value = "A")]
     rtype: String,
@@ -34,6 +36,9 @@ pub(super) struct Options {
     /// Ask the agent on its control socket, and show how it came by the answer.
     #[arg(long, conflicts_with_all = ["server", "tcp"])]
     trace: bool,
+    /// Ask the agent on its control socket whether it answers, for Kubernetes probes: exit code 0 or 1.
+    #[arg(long, conflicts_with_all = ["server", "tcp", "trace", "name"])]
+    probe: bool,
     #[command(flatten)]
     ask: ask::Options,
 }
@@ -45,12 +50,13 @@ fn parse_server(text: &str) -> Result<SocketAddr, String> {
 }
 
 pub(super) fn query(options: &Options) -> anyhow::Result<()> {
+    let Some(name) = &options.name else { return ask::probe(&options.ask) };
     let rtype = parse_type(&options.rtype).map_err(anyhow::Error::msg)?;
     if options.trace {
-        let request = Request::Trace { name: options.name.clone(), rtype: options.rtype.clone() };
+        let request = Request::Trace { name: name.clone(), rtype: options.rtype.clone() };
         return ask::ask(&options.ask.control, &request, |trace| print_trace(&trace, options.ask.json));
     }
-    let mut name = Name::from_utf8(&options.name).with_context(|| options.name.clone())?;
+    let mut name = Name::from_utf8(name).with_context(|| name.clone())?;
     name.set_fqdn(true);
     let started = Instant::now();
     let (reply, transport) = exchange(options, name, rtype)?;

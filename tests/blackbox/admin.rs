@@ -15,21 +15,13 @@ fn ready_comes_with_the_first_answer_of_an_upstream_and_stays() {
     let agent = Agent::before(upstream.tcp());
     // The first answer may be to the agent's own probe or to a client.
     ask(agent.address, "www.example.", "A");
-    wait_until("it is ready", seconds(3), || {
-        agent
-            .admin
-            .get("/ready")
-            .is_some_and(|(code, _)| code == 200)
-    });
+    wait_until("it is ready", seconds(3), || agent.admin.get("/ready").is_some_and(|(code, _)| code == 200));
     let server = upstream.address.to_string();
     drop(upstream);
     ask(agent.address, "fails.example.", "A");
     let (code, body) = agent.admin.get("/ready").expect("an answer");
     assert_eq!(code, 200, "an upstream's failure revokes nothing: {body}");
-    assert!(
-        body.contains(&server),
-        "the state of each upstream is told: {body}"
-    );
+    assert!(body.contains(&server), "the state of each upstream is told: {body}");
 }
 
 #[test]
@@ -40,10 +32,7 @@ fn ready_waits_for_an_upstream_and_comes_without_after_ten_seconds() {
     assert_eq!(code, 503, "{body}");
     assert!(!body.trim().is_empty(), "the body names the reason");
     wait_until("it is ready all the same", seconds(14), || {
-        agent
-            .admin
-            .get("/ready")
-            .is_some_and(|(code, _)| code == 200)
+        agent.admin.get("/ready").is_some_and(|(code, _)| code == 200)
     });
 }
 
@@ -63,11 +52,7 @@ fn metrics_are_prometheus_text_with_help_and_type() {
     }
     let (code, head, text) = agent.admin.exchange("/metrics").expect("an answer");
     assert_eq!(code, 200);
-    assert!(
-        head.to_ascii_lowercase()
-            .contains("content-type: text/plain"),
-        "{head}"
-    );
+    assert!(head.to_ascii_lowercase().contains("content-type: text/plain"), "{head}");
     for family in [
         "nodens_queries_total",
         "nodens_responses_total",
@@ -85,20 +70,11 @@ fn metrics_are_prometheus_text_with_help_and_type() {
         "nodens_config_info",
         "nodens_config_last_reload_success",
     ] {
-        assert!(
-            text.contains(&format!("# TYPE {family} ")),
-            "no # TYPE of {family}\n{text}"
-        );
-        assert!(
-            text.contains(&format!("# HELP {family} ")),
-            "no # HELP of {family}\n{text}"
-        );
+        assert!(text.contains(&format!("# TYPE {family} ")), "no # TYPE of {family}\n{text}");
+        assert!(text.contains(&format!("# HELP {family} ")), "no # HELP of {family}\n{text}");
     }
     assert!(!text.contains("www.example"), "a QNAME is never a label");
-    assert!(
-        !text.contains("\"127.0.0.1\""),
-        "a client address is never a label"
-    );
+    assert!(!text.contains("\"127.0.0.1\""), "a client address is never a label");
 }
 
 #[test]
@@ -107,34 +83,18 @@ fn counters_follow_the_queries() {
     let agent = Agent::before(upstream.tcp());
     let before = |name: &str, labels: &[(&str, &str)]| agent.admin.count(name, labels);
     let (queries, hits, misses) = (
-        before(
-            "nodens_queries_total",
-            &[("transport", "udp"), ("type", "A")],
-        ),
+        before("nodens_queries_total", &[("transport", "udp"), ("type", "A")]),
         agent.lookups("hit"),
         agent.lookups("miss"),
     );
     for _ in 0..5 {
         ask(agent.address, "www.example.", "A");
     }
-    assert_eq!(
-        before(
-            "nodens_queries_total",
-            &[("transport", "udp"), ("type", "A")]
-        ) - queries,
-        5.0
-    );
-    assert_eq!(
-        (agent.lookups("hit") - hits, agent.lookups("miss") - misses),
-        (4.0, 1.0)
-    );
+    assert_eq!(before("nodens_queries_total", &[("transport", "udp"), ("type", "A")]) - queries, 5.0);
+    assert_eq!((agent.lookups("hit") - hits, agent.lookups("miss") - misses), (4.0, 1.0));
     for (source, expected) in [("hit", 4.0), ("miss", 1.0)] {
         let labels = [("rcode", "NOERROR"), ("source", source)];
-        assert_eq!(
-            before("nodens_responses_total", &labels),
-            expected,
-            "{source}"
-        );
+        assert_eq!(before("nodens_responses_total", &labels), expected, "{source}");
     }
     assert!(before("nodens_cache_entries", &[]) >= 1.0);
     assert!(before("nodens_cache_bytes", &[]) > 0.0);

@@ -40,38 +40,14 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("workers: 2", "wrokers: 2", "wrokers"),
     ("  size: 16MiB", "  szie: 16MiB", "szie"),
     ("      timeout: 4s", "      timeuot: 4s", "timeuot"),
-    (
-        "listen: [\"127.0.0.1:5301\"]",
-        "listen: [\"127.0.0.1\"]",
-        "listen",
-    ),
-    (
-        "listen: [\"127.0.0.1:5301\"]",
-        "listen: [\"0.0.0.0:5301\"]",
-        "listen",
-    ),
-    (
-        "listen: [\"127.0.0.1:5301\"]",
-        "listen: [\"localhost:5301\"]",
-        "listen",
-    ),
+    ("listen: [\"127.0.0.1:5301\"]", "listen: [\"127.0.0.1\"]", "listen"),
+    ("listen: [\"127.0.0.1:5301\"]", "listen: [\"0.0.0.0:5301\"]", "listen"),
+    ("listen: [\"127.0.0.1:5301\"]", "listen: [\"localhost:5301\"]", "listen"),
     ("listen: [\"127.0.0.1:5301\"]", "listen: []", "listen"),
-    (
-        "listen: [\"127.0.0.1:5301\"]",
-        "listen: [\"127.0.0.1:99999\"]",
-        "listen",
-    ),
+    ("listen: [\"127.0.0.1:5301\"]", "listen: [\"127.0.0.1:99999\"]", "listen"),
     ("admin: \"127.0.0.1:9301\"", "admin: \"9301\"", "admin"),
-    (
-        "allow_from: [\"127.0.0.0/8\", \"fd00::/8\"]",
-        "allow_from: [\"127.0.0.0/33\"]",
-        "allow_from",
-    ),
-    (
-        "allow_from: [\"127.0.0.0/8\", \"fd00::/8\"]",
-        "allow_from: some",
-        "allow_from",
-    ),
+    ("allow_from: [\"127.0.0.0/8\", \"fd00::/8\"]", "allow_from: [\"127.0.0.0/33\"]", "allow_from"),
+    ("allow_from: [\"127.0.0.0/8\", \"fd00::/8\"]", "allow_from: some", "allow_from"),
     ("workers: 2", "workers: 0", "workers"),
     ("workers: 2", "workers: -1", "workers"),
     ("workers: 2", "workers: many", "workers"),
@@ -81,65 +57,21 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("  size: 16MiB", "  size: sixteen", "size"),
     ("  size: 16MiB", "  size: 0", "size"),
     ("  rotate: true", "  rotate: maybe", "rotate"),
-    (
-        "  - match: [cluster.local, in-addr.arpa]",
-        "  - match: []",
-        "match",
-    ),
-    (
-        "  - match: [cluster.local, in-addr.arpa]",
-        "  - match: [cluster..local]",
-        "match",
-    ),
-    (
-        "  - match: [cluster.local, in-addr.arpa]",
-        "  - match: [cluster.local, Cluster.Local.]",
-        "match",
-    ),
+    ("  - match: [cluster.local, in-addr.arpa]", "  - match: []", "match"),
+    ("  - match: [cluster.local, in-addr.arpa]", "  - match: [cluster..local]", "match"),
+    ("  - match: [cluster.local, in-addr.arpa]", "  - match: [cluster.local, Cluster.Local.]", "match"),
     ("  - match: [\".\"]", "  - match: [cluster.local]", "match"),
-    (
-        "      servers: [\"tcp://127.0.0.1:5302\"]",
-        "      servers: []",
-        "servers",
-    ),
-    (
-        "      servers: [\"tcp://127.0.0.1:5302\"]",
-        "      servers: [\"http://127.0.0.1\"]",
-        "servers",
-    ),
-    (
-        "      servers: [\"tcp://127.0.0.1:5302\"]",
-        "      servers: [\"tcp://127.0.0.1:0\"]",
-        "servers",
-    ),
-    (
-        "      servers: [\"tcp://127.0.0.1:5302\"]",
-        "      servers: [\"tcp://300.0.0.1:53\"]",
-        "servers",
-    ),
-    (
-        "      policy: least_loaded",
-        "      policy: fastest",
-        "policy",
-    ),
+    ("      servers: [\"tcp://127.0.0.1:5302\"]", "      servers: []", "servers"),
+    ("      servers: [\"tcp://127.0.0.1:5302\"]", "      servers: [\"http://127.0.0.1\"]", "servers"),
+    ("      servers: [\"tcp://127.0.0.1:5302\"]", "      servers: [\"tcp://127.0.0.1:0\"]", "servers"),
+    ("      servers: [\"tcp://127.0.0.1:5302\"]", "      servers: [\"tcp://300.0.0.1:53\"]", "servers"),
+    ("      policy: least_loaded", "      policy: fastest", "policy"),
     ("      timeout: 4s", "      timeout: 4", "timeout"),
-    (
-        "      timeout: 4s",
-        "      timeout: four seconds",
-        "timeout",
-    ),
+    ("      timeout: 4s", "      timeout: four seconds", "timeout"),
     ("      timeout: 4s", "      timeout: 0s", "timeout"),
     ("      min_ttl: 0s", "      min_ttl: 2h", "min_ttl"),
-    (
-        "      prefetch: { hits: 2, at: 10% }",
-        "      prefetch: { hits: 2, at: 110% }",
-        "at",
-    ),
-    (
-        "      prefetch: { hits: 2, at: 10% }",
-        "      prefetch: sometimes",
-        "prefetch",
-    ),
+    ("      prefetch: { hits: 2, at: 10% }", "      prefetch: { hits: 2, at: 110% }", "at"),
+    ("      prefetch: { hits: 2, at: 10% }", "      prefetch: sometimes", "prefetch"),
     (
         "hosts: { ttl: 30s, records: { \"10.0.0.7\": [db.example.internal] } }",
         "hosts: { ttl: 30s, records: { \"10.0.0\": [db.example.internal] } }",
@@ -150,16 +82,8 @@ const WRONG: &[(&str, &str, &str)] = &[
         "limits: { tcp_connections: 1024, flights: 0 }",
         "flights",
     ),
-    (
-        "log: { format: json, level: info }",
-        "log: { format: xml, level: info }",
-        "format",
-    ),
-    (
-        "log: { format: json, level: info }",
-        "log: { format: json, level: loud }",
-        "level",
-    ),
+    ("log: { format: json, level: info }", "log: { format: xml, level: info }", "format"),
+    ("log: { format: json, level: info }", "log: { format: json, level: loud }", "level"),
 ];
 
 /// Writes a config with fresh ports of its own; returns its directory and path.
@@ -188,16 +112,11 @@ fn check_names_the_place_and_the_key_of_each_mistake() {
         let (_dir, path) = written(&SOUND.replace(sound, wrong));
         let tool = nodens(&["check", &path]);
         let text = tool.text();
-        let message = text
-            .lines()
-            .find(|text| text.contains(&format!("{path}:{line}:")));
+        let message = text.lines().find(|text| text.contains(&format!("{path}:{line}:")));
         if tool.code != 78 {
             found.push(format!("`{}`: exit {}\n{text}", wrong.trim(), tool.code));
         } else if !message.is_some_and(|message| message.contains(key)) {
-            found.push(format!(
-                "`{}`: no `{path}:{line}: … {key}` in\n{text}",
-                wrong.trim()
-            ));
+            found.push(format!("`{}`: no `{path}:{line}: … {key}` in\n{text}", wrong.trim()));
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
@@ -215,8 +134,7 @@ fn check_names_the_line_of_a_syntax_error() {
         let tool = nodens(&["check", &path]);
         assert_eq!(tool.code, 78, "{text}\n{}", tool.text());
         // Parsers differ by a line on where an unclosed bracket is noticed.
-        let near =
-            (line - 1..=line + 1).any(|line| tool.text().contains(&format!("{path}:{line}:")));
+        let near = (line - 1..=line + 1).any(|line| tool.text().contains(&format!("{path}:{line}:")));
         assert!(near, "{text}\n{}", tool.text());
     }
 }
@@ -234,17 +152,12 @@ fn run_with_a_wrong_config_exits_78_with_the_same_message() {
 
 #[test]
 fn a_missing_config_is_named() {
-    for arguments in [
-        &["check", "/nonexistent/nodens.yaml"][..],
-        &["run", "--config", "/nonexistent/nodens.yaml"],
-    ] {
+    for arguments in
+        [&["check", "/nonexistent/nodens.yaml"][..], &["run", "--config", "/nonexistent/nodens.yaml"]]
+    {
         let tool = nodens(arguments);
         assert!(tool.code > 0, "{}", tool.text());
-        assert!(
-            tool.text().contains("/nonexistent/nodens.yaml"),
-            "{}",
-            tool.text()
-        );
+        assert!(tool.text().contains("/nonexistent/nodens.yaml"), "{}", tool.text());
         assert!(!tool.text().contains("panicked"), "{}", tool.text());
     }
 }
@@ -258,21 +171,14 @@ fn our_own_address_as_upstream_is_an_error_that_names_it() {
     let (_dir, path) = written(&text);
     let tool = nodens(&["run", "--config", &path]);
     assert!(tool.code > 0, "{}", tool.text());
-    assert!(
-        tool.text().contains(&format!("127.0.0.1:{listen}")),
-        "{}",
-        tool.text()
-    );
+    assert!(tool.text().contains(&format!("127.0.0.1:{listen}")), "{}", tool.text());
 }
 
 #[test]
 fn a_port_that_is_taken_is_an_error_that_names_it() {
     let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
     let address = taken.local_addr().expect("address");
-    let (dir, admin) = (
-        tempfile::tempdir().expect("temporary directory"),
-        free_port(),
-    );
+    let (dir, admin) = (tempfile::tempdir().expect("temporary directory"), free_port());
     let text = format!(
         "listen: [\"{address}\"]\nadmin: \"127.0.0.1:{admin}\"\ncontrol: {}\nzones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"tcp://127.0.0.1:1\"] }}\n",
         dir.path().join("control.sock").display()
@@ -280,9 +186,5 @@ fn a_port_that_is_taken_is_an_error_that_names_it() {
     let (_dir, path) = written(&text);
     let tool = nodens(&["run", "--config", &path]);
     assert_eq!(tool.code, 1, "{}", tool.text());
-    assert!(
-        tool.text().contains(&address.to_string()),
-        "{}",
-        tool.text()
-    );
+    assert!(tool.text().contains(&address.to_string()), "{}", tool.text());
 }

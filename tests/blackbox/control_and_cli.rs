@@ -12,10 +12,7 @@ fn stats_as_json_is_an_object() {
     let tool = nodens(&["stats", "--json", "--control", &agent.control()]);
     assert_eq!(tool.code, 0, "{}", tool.text());
     let value: serde_json::Value = serde_json::from_str(&tool.stdout).expect("JSON");
-    assert!(
-        value.as_object().is_some_and(|object| !object.is_empty()),
-        "{value}"
-    );
+    assert!(value.as_object().is_some_and(|object| !object.is_empty()), "{value}");
     let table = nodens(&["stats", "--control", &agent.control()]);
     assert_eq!(table.code, 0, "{}", table.text());
     assert!(!table.stdout.is_empty());
@@ -31,11 +28,7 @@ fn the_cache_can_be_looked_into_and_emptied() {
     }
     let get = nodens(&["cache", "get", "ONE.example", "--control", &control]);
     assert_eq!(get.code, 0, "{}", get.text());
-    assert!(
-        get.stdout.contains("one.example") && get.stdout.contains("192.0.2.1"),
-        "{}",
-        get.text()
-    );
+    assert!(get.stdout.contains("one.example") && get.stdout.contains("192.0.2.1"), "{}", get.text());
     let absent = nodens(&["cache", "get", "absent.example", "--control", &control]);
     assert_eq!(absent.code, 1, "{}", absent.text());
     let dump = nodens(&["cache", "dump", "--control", &control]);
@@ -48,11 +41,7 @@ fn the_cache_can_be_looked_into_and_emptied() {
     assert_eq!(flush.code, 0, "{}", flush.text());
     ask(agent.address, "one.example.", "A");
     ask(agent.address, "two.example.", "A");
-    assert_eq!(
-        upstream.count_of("one.example."),
-        2,
-        "a miss after the flush"
-    );
+    assert_eq!(upstream.count_of("one.example."), 2, "a miss after the flush");
     assert_eq!(upstream.count_of("two.example."), 1, "others stay");
 
     let flush = nodens(&["cache", "flush", "--control", &control]);
@@ -72,14 +61,7 @@ fn the_cache_of_one_zone_can_be_emptied() {
     ));
     ask(agent.address, "in.example.com.", "A");
     ask(agent.address, "out.example.org.", "A");
-    let flush = nodens(&[
-        "cache",
-        "flush",
-        "--zone",
-        "example.com",
-        "--control",
-        &agent.control(),
-    ]);
+    let flush = nodens(&["cache", "flush", "--zone", "example.com", "--control", &agent.control()]);
     assert_eq!(flush.code, 0, "{}", flush.text());
     ask(agent.address, "in.example.com.", "A");
     ask(agent.address, "out.example.org.", "A");
@@ -98,12 +80,7 @@ fn query_prints_the_answer_by_udp_and_tcp() {
         assert!(tool.stdout.contains("192.0.2.1"), "{}", tool.text());
         assert!(tool.stdout.contains("NOERROR"), "{}", tool.text());
     }
-    assert!(
-        agent
-            .admin
-            .count("nodens_queries_total", &[("transport", "tcp")])
-            >= 1.0
-    );
+    assert!(agent.admin.count("nodens_queries_total", &[("transport", "tcp")]) >= 1.0);
 }
 
 #[test]
@@ -123,29 +100,15 @@ fn trace_tells_miss_and_hit_and_the_zone() {
     ));
     let (server, control) = (agent.address.to_string(), agent.control());
     let trace = || {
-        let tool = nodens(&[
-            "query",
-            "www.example.com",
-            "A",
-            "--server",
-            &server,
-            "--trace",
-            "--control",
-            &control,
-        ]);
+        let tool =
+            nodens(&["query", "www.example.com", "A", "--server", &server, "--trace", "--control", &control]);
         assert_eq!(tool.code, 0, "{}", tool.text());
         assert!(tool.stdout.contains("192.0.2.1"), "{}", tool.text());
         tool.text().to_lowercase()
     };
     let first = trace();
-    assert!(
-        first.contains("miss") && first.contains("example.com"),
-        "{first}"
-    );
-    assert!(
-        first.contains(&upstream.address.to_string()),
-        "the server is named: {first}"
-    );
+    assert!(first.contains("miss") && first.contains("example.com"), "{first}");
+    assert!(first.contains(&upstream.address.to_string()), "the server is named: {first}");
     let second = trace();
     assert!(second.contains("hit"), "{second}");
 }
@@ -165,10 +128,7 @@ fn probe_says_by_its_exit_status_whether_the_agent_answers() {
 #[test]
 fn the_control_socket_is_for_its_owner_alone() {
     let agent = Agent::before(format!("tcp://127.0.0.1:{}", free_port()));
-    let mode = std::fs::metadata(agent.control())
-        .expect("socket")
-        .permissions()
-        .mode();
+    let mode = std::fs::metadata(agent.control()).expect("socket").permissions().mode();
     assert_eq!(mode & 0o077, 0, "{mode:o}");
 }
 
@@ -188,21 +148,11 @@ fn without_an_agent_the_subcommands_fail_and_name_the_socket() {
 
 #[test]
 fn wrong_usage_exits_2() {
-    for arguments in [
-        &["frobnicate"][..],
-        &[],
-        &["run", "--no-such-flag"],
-        &["check"],
-        &["cache", "frobnicate"],
-    ] {
+    for arguments in
+        [&["frobnicate"][..], &[], &["run", "--no-such-flag"], &["check"], &["cache", "frobnicate"]]
+    {
         let tool = nodens(arguments);
-        assert_eq!(
-            tool.code,
-            2,
-            "nodens {}\n{}",
-            arguments.join(" "),
-            tool.text()
-        );
+        assert_eq!(tool.code, 2, "nodens {}\n{}", arguments.join(" "), tool.text());
         assert!(tool.stderr.contains("Usage"), "{}", tool.text());
     }
 }
@@ -213,11 +163,7 @@ fn help_of_every_subcommand_has_an_example() {
     for subcommand in ["run", "check", "query", "cache", "stats"] {
         let tool = nodens(&[subcommand, "--help"]);
         assert_eq!(tool.code, 0, "{subcommand}: {}", tool.text());
-        assert!(
-            tool.stdout.to_lowercase().contains("example"),
-            "{subcommand}: {}",
-            tool.stdout
-        );
+        assert!(tool.stdout.to_lowercase().contains("example"), "{subcommand}: {}", tool.stdout);
     }
 }
 

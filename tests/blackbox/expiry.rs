@@ -8,8 +8,8 @@ use std::time::Instant;
 use hickory_proto::op::ResponseCode;
 
 use crate::support::{
-    Agent, Nsd, Reaction, Upstream, address_reply, ask, ask_udp, dig, millis, option, query,
-    seconds, wait_until, with_edns,
+    Agent, Nsd, Reaction, Upstream, address_reply, ask, ask_udp, dig, millis, option, query, seconds,
+    wait_until, with_edns,
 };
 
 /// Option code of extended errors (RFC 8914).
@@ -53,18 +53,12 @@ fn an_expired_answer_is_asked_for_again() {
         Reaction::Answer(address_reply(query, 2, &format!("192.0.2.{last}")))
     });
     let agent = Agent::before(upstream.tcp());
-    let address = || {
-        ask(agent.address, "moves.example.", "A").answers[0]
-            .data
-            .to_string()
-    };
+    let address = || ask(agent.address, "moves.example.", "A").answers[0].data.to_string();
     assert_eq!(address(), "192.0.2.1");
     answer.store(2, Ordering::Relaxed);
     assert_eq!(address(), "192.0.2.1", "still in its life");
     assert_eq!(upstream.count_of("moves.example."), 1);
-    wait_until("the new address is seen", seconds(5), || {
-        address() == "192.0.2.2"
-    });
+    wait_until("the new address is seen", seconds(5), || address() == "192.0.2.2");
 }
 
 #[test]
@@ -73,21 +67,14 @@ fn names_of_nsd_expire() {
     let agent = Agent::before(format!("tcp://{}", nsd.address));
     for n in 1..=10 {
         let owner = format!("short{n}.default.svc.cluster.local");
-        assert_eq!(
-            dig(agent.address, &[&owner, "A"]).data("A"),
-            [format!("10.9.0.{n}")]
-        );
+        assert_eq!(dig(agent.address, &[&owner, "A"]).data("A"), [format!("10.9.0.{n}")]);
     }
     let asked = agent.admin.count("nodens_upstream_requests_total", &[]);
     thread::sleep(millis(1_200));
     for n in 1..=10 {
         let owner = format!("short{n}.default.svc.cluster.local");
         let printed = dig(agent.address, &[&owner, "A"]);
-        assert_eq!(
-            printed.answers[0].ttl, 1,
-            "fresh, not stale\n{}",
-            printed.text
-        );
+        assert_eq!(printed.answers[0].ttl, 1, "fresh, not stale\n{}", printed.text);
     }
     let more = agent.admin.count("nodens_upstream_requests_total", &[]) - asked;
     assert!(more >= 10.0, "{more} more upstream requests");
@@ -109,10 +96,7 @@ fn ttls_are_bounded_on_the_miss_as_on_the_hit() {
     let agent = Agent::before(long.tcp());
     for _ in 0..2 {
         let ttl = ask(agent.address, "long.example.", "A").answers[0].ttl;
-        assert!(
-            (3_598..=3_600).contains(&ttl),
-            "max_ttl is 1 h, not {ttl} s"
-        );
+        assert!((3_598..=3_600).contains(&ttl), "max_ttl is 1 h, not {ttl} s");
     }
     let short = Upstream::plain(0);
     let agent = Agent::start(&zone(short.tcp(), "min_ttl: 5s"));
@@ -149,21 +133,13 @@ fn cached_names_are_still_answered_when_the_upstream_has_stopped() {
     let started = Instant::now();
     let printed = dig(agent.address, &short);
     assert_eq!(printed.data("A"), ["10.9.1.2"], "{}", printed.text);
-    assert_eq!(
-        printed.answers[0].ttl, 30,
-        "stale.answer_ttl\n{}",
-        printed.text
-    );
+    assert_eq!(printed.answers[0].ttl, 30, "stale.answer_ttl\n{}", printed.text);
     assert!(printed.has_extended_error(3), "{}", printed.text);
     // client_response of `.` is 1.8 s
     assert!(started.elapsed() < millis(2_500), "{:?}", started.elapsed());
     let uncached = dig(agent.address, &["nginx.default.svc.cluster.local", "A"]);
     assert_eq!(uncached.status, "SERVFAIL", "{}", uncached.text);
-    assert!(
-        uncached.has_extended_error(22) || uncached.has_extended_error(23),
-        "{}",
-        uncached.text
-    );
+    assert!(uncached.has_extended_error(22) || uncached.has_extended_error(23), "{}", uncached.text);
     nsd.resume();
     wait_until("fresh answers again", seconds(12), || {
         dig(agent.address, &["nginx.default.svc.cluster.local", "A"]).status == "NOERROR"
@@ -196,10 +172,7 @@ fn a_stale_answer_comes_after_client_response_and_the_late_refresh_is_kept() {
     let error = option(&reply, EDE).expect("an extended error");
     assert_eq!(&error[..2], [0, 3], "stale answer");
     wait_until("the refresh has filled the cache", seconds(5), || {
-        ask(agent.address, "slow.example.", "A").answers[0]
-            .data
-            .to_string()
-            == "192.0.2.2"
+        ask(agent.address, "slow.example.", "A").answers[0].data.to_string() == "192.0.2.2"
     });
 }
 

@@ -1,8 +1,8 @@
 //! The servers and clients themselves, without the agent: what a failed test may rely on.
 
 use crate::support::{
-    Nsd, Reaction, Transport, Unbound, Upstream, address_reply, ask, ask_tcp, ask_udp, dig,
-    dnsperf, kdig, query, seconds, wait_until, with_edns,
+    Nsd, Reaction, Transport, Unbound, Upstream, address_reply, ask, ask_tcp, ask_udp, dig, dnsperf, kdig,
+    query, seconds, wait_until, with_edns,
 };
 use hickory_proto::op::ResponseCode;
 
@@ -12,10 +12,7 @@ fn nsd_serves_the_cluster_zone_to_dig_and_kdig() {
     for printed in [
         dig(nsd.address, &["webapp.default.svc.cluster.local", "A"]),
         kdig(nsd.address, &["webapp.default.svc.cluster.local", "A"]),
-        kdig(
-            nsd.address,
-            &["+tcp", "webapp.default.svc.cluster.local", "A"],
-        ),
+        kdig(nsd.address, &["+tcp", "webapp.default.svc.cluster.local", "A"]),
     ] {
         assert_eq!(printed.status, "NOERROR", "{}", printed.text);
         assert_eq!(printed.data("A"), ["10.96.46.232"], "{}", printed.text);
@@ -27,25 +24,10 @@ fn nsd_serves_the_cluster_zone_to_dig_and_kdig() {
     assert_eq!(missing.authority.len(), 1, "{}", missing.text);
     assert_eq!(missing.authority[0].record_type, "SOA");
     let huge = with_edns(query("huge.default.svc.cluster.local.", "A"), 1232);
-    assert!(
-        ask_udp(nsd.address, &huge)
-            .expect("reply")
-            .metadata
-            .truncation
-    );
+    assert!(ask_udp(nsd.address, &huge).expect("reply").metadata.truncation);
     assert_eq!(ask_tcp(nsd.address, &huge).answers.len(), 200);
-    assert_eq!(
-        ask(nsd.address, "a.wild.default.svc.cluster.local.", "A")
-            .answers
-            .len(),
-        1
-    );
-    assert_eq!(
-        ask(nsd.address, "odd.default.svc.cluster.local.", "TYPE65280")
-            .answers
-            .len(),
-        1
-    );
+    assert_eq!(ask(nsd.address, "a.wild.default.svc.cluster.local.", "A").answers.len(), 1);
+    assert_eq!(ask(nsd.address, "odd.default.svc.cluster.local.", "TYPE65280").answers.len(), 1);
 }
 
 #[test]
@@ -74,35 +56,19 @@ fn dnsperf_counts_are_read() {
     let upstream = Upstream::plain(30);
     let names: Vec<String> = (0..200).map(|n| format!("n{n}.example. A")).collect();
     let load = dnsperf(upstream.address, &names, &["-n", "1", "-c", "4"]);
-    assert_eq!(
-        (load.sent, load.completed, load.lost, load.good),
-        (200, 200, 0, 200),
-        "{}",
-        load.text
-    );
+    assert_eq!((load.sent, load.completed, load.lost, load.good), (200, 200, 0, 200), "{}", load.text);
     assert_eq!(upstream.count(Transport::Udp), 200);
     assert_eq!(upstream.count_below("example."), 200);
-    let load = dnsperf(
-        upstream.address,
-        &names,
-        &["-m", "tcp", "-n", "1", "-c", "4"],
-    );
+    let load = dnsperf(upstream.address, &names, &["-m", "tcp", "-n", "1", "-c", "4"]);
     assert_eq!(load.good, 200, "{}", load.text);
-    assert_eq!(
-        (upstream.count(Transport::Tcp), upstream.connections()),
-        (200, 4)
-    );
+    assert_eq!((upstream.count(Transport::Tcp), upstream.connections()), (200, 4));
 }
 
 #[test]
 fn scripted_upstream_holds_closes_and_counts() {
     let upstream = Upstream::start(|query, _| {
         let reply = address_reply(query, 30, "192.0.2.1");
-        match query
-            .queries
-            .first()
-            .map(|question| question.name.to_ascii())
-        {
+        match query.queries.first().map(|question| question.name.to_ascii()) {
             Some(owner) if owner.starts_with("held") => Reaction::Hold(reply),
             Some(owner) if owner.starts_with("closed") => Reaction::Close,
             _ => Reaction::Answer(reply),
@@ -110,9 +76,7 @@ fn scripted_upstream_holds_closes_and_counts() {
     });
     let address = upstream.address;
     let held = std::thread::spawn(move || ask(address, "held.example.", "A"));
-    wait_until("the query is held", seconds(5), || {
-        upstream.count_of("held.example.") == 1
-    });
+    wait_until("the query is held", seconds(5), || upstream.count_of("held.example.") == 1);
     upstream.release();
     let reply = held.join().expect("thread");
     assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
@@ -120,7 +84,5 @@ fn scripted_upstream_holds_closes_and_counts() {
     let mut connection = crate::support::Tcp::connect(address);
     connection.send(&query("closed.example.", "A"));
     assert!(connection.receive().is_none());
-    wait_until("no connection is open", seconds(5), || {
-        upstream.open_connections() == 0
-    });
+    wait_until("no connection is open", seconds(5), || upstream.open_connections() == 0);
 }

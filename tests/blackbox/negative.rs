@@ -5,20 +5,11 @@ use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{RData, Record};
 
 use crate::support::{
-    Agent, Nsd, Reaction, Unbound, Upstream, ask, dig, kdig, millis, name, reply_code, seconds,
-    wait_until,
+    Agent, Nsd, Reaction, Unbound, Upstream, ask, dig, kdig, millis, name, reply_code, seconds, wait_until,
 };
 
 fn soa(ttl: u32, minimum: u32) -> Record {
-    let data = SOA::new(
-        name("ns.example."),
-        name("host.example."),
-        1,
-        7200,
-        1800,
-        86_400,
-        minimum,
-    );
+    let data = SOA::new(name("ns.example."), name("host.example."), 1, 7200, 1800, 86_400, minimum);
     Record::from_rdata(name("example."), ttl, RData::SOA(data))
 }
 
@@ -51,15 +42,9 @@ fn a_cname_to_a_name_without_the_type_is_nodata() {
     let nsd = Nsd::cluster();
     let agent = Agent::before(format!("tcp://{}", nsd.address));
     for _ in 0..2 {
-        let printed = dig(
-            agent.address,
-            &["alias-nodata.default.svc.cluster.local", "A"],
-        );
+        let printed = dig(agent.address, &["alias-nodata.default.svc.cluster.local", "A"]);
         assert_eq!(printed.status, "NOERROR", "{}", printed.text);
-        assert_eq!(
-            printed.data("CNAME"),
-            ["noaddress.default.svc.cluster.local."]
-        );
+        assert_eq!(printed.data("CNAME"), ["noaddress.default.svc.cluster.local."]);
         assert!(printed.data("A").is_empty(), "{}", printed.text);
         assert_eq!(printed.authority[0].record_type, "SOA", "{}", printed.text);
     }
@@ -79,8 +64,7 @@ fn names_outside_are_negative_too() {
 
 #[test]
 fn a_negative_answer_without_soa_is_not_cached() {
-    let upstream =
-        Upstream::start(|query, _| Reaction::Answer(reply_code(query, ResponseCode::NXDomain)));
+    let upstream = Upstream::start(|query, _| Reaction::Answer(reply_code(query, ResponseCode::NXDomain)));
     let agent = Agent::before(upstream.tcp());
     for asked in 1..=3 {
         let reply = ask(agent.address, "bare.example.", "A");
@@ -98,10 +82,7 @@ fn a_negative_answer_lives_no_longer_than_the_soa_says() {
     });
     let agent = Agent::before(upstream.tcp());
     let first = ask(agent.address, "gone.example.", "A");
-    assert_eq!(
-        first.authorities[0].ttl, 1,
-        "min(TTL, MINIMUM) is delivered"
-    );
+    assert_eq!(first.authorities[0].ttl, 1, "min(TTL, MINIMUM) is delivered");
     wait_until("it is asked again", seconds(5), || {
         ask(agent.address, "gone.example.", "A");
         upstream.count_of("gone.example.") >= 2
@@ -125,32 +106,26 @@ fn nxdomain_replaces_what_was_there() {
     let gone = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let seen_by_script = std::sync::Arc::clone(&gone);
     let upstream = Upstream::start(move |query, _| {
-        Reaction::Answer(
-            if seen_by_script.load(std::sync::atomic::Ordering::Relaxed) {
-                let mut reply = reply_code(query, ResponseCode::NXDomain);
-                reply.add_authority(soa(30, 30));
-                reply
-            } else {
-                crate::support::address_reply(query, 1, "192.0.2.1")
-            },
-        )
+        Reaction::Answer(if seen_by_script.load(std::sync::atomic::Ordering::Relaxed) {
+            let mut reply = reply_code(query, ResponseCode::NXDomain);
+            reply.add_authority(soa(30, 30));
+            reply
+        } else {
+            crate::support::address_reply(query, 1, "192.0.2.1")
+        })
     });
     let agent = Agent::before(upstream.tcp());
     assert_eq!(ask(agent.address, "went.example.", "A").answers.len(), 1);
     gone.store(true, std::sync::atomic::Ordering::Relaxed);
     wait_until("the name is gone here too", seconds(5), || {
         std::thread::sleep(millis(100));
-        ask(agent.address, "went.example.", "A")
-            .metadata
-            .response_code
-            == ResponseCode::NXDomain
+        ask(agent.address, "went.example.", "A").metadata.response_code == ResponseCode::NXDomain
     });
 }
 
 #[test]
 fn servfail_is_remembered_for_a_second_and_then_asked_again() {
-    let upstream =
-        Upstream::start(|query, _| Reaction::Answer(reply_code(query, ResponseCode::ServFail)));
+    let upstream = Upstream::start(|query, _| Reaction::Answer(reply_code(query, ResponseCode::ServFail)));
     let agent = Agent::before(upstream.tcp());
     let reply = ask(agent.address, "broken.example.", "A");
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
@@ -160,11 +135,7 @@ fn servfail_is_remembered_for_a_second_and_then_asked_again() {
         let reply = ask(agent.address, "broken.example.", "A");
         assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
     }
-    assert_eq!(
-        upstream.count_of("broken.example."),
-        tries,
-        "a storm of repeats stays here"
-    );
+    assert_eq!(upstream.count_of("broken.example."), tries, "a storm of repeats stays here");
     wait_until("it is asked again", seconds(5), || {
         ask(agent.address, "broken.example.", "A");
         upstream.count_of("broken.example.") > tries

@@ -7,8 +7,8 @@ use hickory_proto::op::{MessageType, ResponseCode};
 use hickory_proto::rr::DNSClass;
 
 use crate::support::{
-    Agent, Launch, Nsd, Reaction, Unbound, Upstream, address_reply, ask, ask_udp, dig, free_port,
-    kdig, option, query, reply_code, with_edns,
+    Agent, Launch, Nsd, Reaction, Unbound, Upstream, address_reply, ask, ask_udp, dig, free_port, kdig,
+    option, query, reply_code, with_edns,
 };
 
 /// The cluster's DNS by TCP, the world outside by UDP: a node's usual config.
@@ -34,11 +34,7 @@ fn every_kind_of_cluster_record_is_answered_on_miss_and_on_hit() {
             "SRV",
             &["0 100 8080 webapp.default.svc.cluster.local."],
         ),
-        (
-            "kube-dns.kube-system.svc.cluster.local",
-            "A",
-            &["10.96.0.10"],
-        ),
+        ("kube-dns.kube-system.svc.cluster.local", "A", &["10.96.0.10"]),
         (
             "_dns._udp.kube-dns.kube-system.svc.cluster.local",
             "SRV",
@@ -50,41 +46,13 @@ fn every_kind_of_cluster_record_is_answered_on_miss_and_on_hit() {
             "A",
             &["10.244.1.11", "10.244.1.12", "10.244.2.21", "10.244.3.31"],
         ),
-        (
-            "10-244-3-31.nginx.default.svc.cluster.local",
-            "A",
-            &["10.244.3.31"],
-        ),
-        (
-            "my-service.prod.svc.cluster.local",
-            "CNAME",
-            &["my.database.example.com."],
-        ),
-        (
-            "10-244-2-170.default.pod.cluster.local",
-            "A",
-            &["10.244.2.170"],
-        ),
-        (
-            "10-244-2-170.webapp.default.svc.cluster.local",
-            "A",
-            &["10.244.2.170"],
-        ),
-        (
-            "232.46.96.10.in-addr.arpa",
-            "PTR",
-            &["webapp.default.svc.cluster.local."],
-        ),
-        (
-            "10.0.96.10.in-addr.arpa",
-            "PTR",
-            &["kube-dns.kube-system.svc.cluster.local."],
-        ),
-        (
-            "31.3.244.10.in-addr.arpa",
-            "PTR",
-            &["10-244-3-31.nginx.default.svc.cluster.local."],
-        ),
+        ("10-244-3-31.nginx.default.svc.cluster.local", "A", &["10.244.3.31"]),
+        ("my-service.prod.svc.cluster.local", "CNAME", &["my.database.example.com."]),
+        ("10-244-2-170.default.pod.cluster.local", "A", &["10.244.2.170"]),
+        ("10-244-2-170.webapp.default.svc.cluster.local", "A", &["10.244.2.170"]),
+        ("232.46.96.10.in-addr.arpa", "PTR", &["webapp.default.svc.cluster.local."]),
+        ("10.0.96.10.in-addr.arpa", "PTR", &["kube-dns.kube-system.svc.cluster.local."]),
+        ("31.3.244.10.in-addr.arpa", "PTR", &["10-244-3-31.nginx.default.svc.cluster.local."]),
         ("dns-version.cluster.local", "TXT", &["\"1.1.0\""]),
         ("cluster.local", "NS", &["ns.dns.cluster.local."]),
         ("my.database.example.com", "A", &["203.0.113.7"]),
@@ -99,16 +67,9 @@ fn every_kind_of_cluster_record_is_answered_on_miss_and_on_hit() {
                 let mut found = printed.data(record_type);
                 found.sort_unstable();
                 assert_eq!(found, *expected, "{owner} {record_type}\n{}", printed.text);
+                assert!(printed.has_flag("ra") && printed.has_flag("qr"), "{}", printed.text);
                 assert!(
-                    printed.has_flag("ra") && printed.has_flag("qr"),
-                    "{}",
-                    printed.text
-                );
-                assert!(
-                    printed
-                        .answers
-                        .iter()
-                        .all(|line| line.ttl > 0 && line.ttl <= 60 && line.class == "IN"),
+                    printed.answers.iter().all(|line| line.ttl > 0 && line.ttl <= 60 && line.class == "IN"),
                     "{}",
                     printed.text
                 );
@@ -116,11 +77,7 @@ fn every_kind_of_cluster_record_is_answered_on_miss_and_on_hit() {
         }
         let asked = table.len() as f64;
         assert!(agent.lookups("miss") >= asked);
-        assert!(
-            agent.lookups("hit") >= 2.0 * asked,
-            "hits: {}",
-            agent.lookups("hit")
-        );
+        assert!(agent.lookups("hit") >= 2.0 * asked, "hits: {}", agent.lookups("hit"));
     });
 }
 
@@ -129,12 +86,7 @@ fn an_external_name_comes_back_as_its_cname() {
     with_node(|agent| {
         let printed = dig(agent.address, &["my-service.prod.svc.cluster.local", "A"]);
         assert_eq!(printed.status, "NOERROR", "{}", printed.text);
-        assert_eq!(
-            printed.data("CNAME"),
-            ["my.database.example.com."],
-            "{}",
-            printed.text
-        );
+        assert_eq!(printed.data("CNAME"), ["my.database.example.com."], "{}", printed.text);
     });
 }
 
@@ -143,11 +95,7 @@ fn a_cname_stays_in_front_of_the_addresses_it_leads_to() {
     with_node(|agent| {
         for _ in 0..4 {
             let printed = dig(agent.address, &["alias.default.svc.cluster.local", "A"]);
-            let types: Vec<_> = printed
-                .answers
-                .iter()
-                .map(|line| line.record_type.as_str())
-                .collect();
+            let types: Vec<_> = printed.answers.iter().map(|line| line.record_type.as_str()).collect();
             assert_eq!(types, ["CNAME", "A"], "{}", printed.text);
         }
     });
@@ -161,12 +109,7 @@ fn endpoints_of_a_headless_service_are_rotated() {
             let printed = dig(agent.address, &["nginx.default.svc.cluster.local", "A"]);
             let addresses = printed.data("A");
             let distinct: HashSet<_> = addresses.iter().collect();
-            assert_eq!(
-                (addresses.len(), distinct.len()),
-                (4, 4),
-                "{}",
-                printed.text
-            );
+            assert_eq!((addresses.len(), distinct.len()), (4, 4), "{}", printed.text);
             first.insert(addresses[0].to_owned());
         }
         assert_eq!(first.len(), 4, "only these ever came first: {first:?}");
@@ -180,11 +123,7 @@ fn rotation_can_be_switched_off() {
     let agent = Agent::start(&node(&nsd, &unbound, "cache: { rotate: false }\n"));
     let order = || {
         let printed = dig(agent.address, &["nginx.default.svc.cluster.local", "A"]);
-        printed
-            .data("A")
-            .iter()
-            .map(|&data| data.to_owned())
-            .collect::<Vec<_>>()
+        printed.data("A").iter().map(|&data| data.to_owned()).collect::<Vec<_>>()
     };
     let first = order();
     for _ in 0..10 {
@@ -196,16 +135,8 @@ fn rotation_can_be_switched_off() {
 fn an_unknown_type_passes_untouched() {
     with_node(|agent| {
         for _ in 0..2 {
-            let printed = dig(
-                agent.address,
-                &["odd.default.svc.cluster.local", "TYPE65280"],
-            );
-            assert_eq!(
-                printed.data("TYPE65280"),
-                ["\\# 4 0A000001"],
-                "{}",
-                printed.text
-            );
+            let printed = dig(agent.address, &["odd.default.svc.cluster.local", "TYPE65280"]);
+            assert_eq!(printed.data("TYPE65280"), ["\\# 4 0A000001"], "{}", printed.text);
         }
     });
 }
@@ -238,20 +169,13 @@ fn axfr_ixfr_and_class_ch_are_refused_and_never_forwarded() {
     let agent = Agent::before(upstream.tcp());
     for record_type in ["AXFR", "TYPE251"] {
         let reply = ask(agent.address, "zone.example.", record_type);
-        assert_eq!(
-            reply.metadata.response_code,
-            ResponseCode::Refused,
-            "{record_type}"
-        );
+        assert_eq!(reply.metadata.response_code, ResponseCode::Refused, "{record_type}");
     }
     let mut chaos = query("version.bind.", "TXT");
     chaos.queries[0].query_class = DNSClass::CH;
     let reply = ask_udp(agent.address, &chaos).expect("reply");
     assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
-    assert_eq!(
-        upstream.count_of("zone.example.") + upstream.count_of("version.bind."),
-        0
-    );
+    assert_eq!(upstream.count_of("zone.example.") + upstream.count_of("version.bind."), 0);
 }
 
 #[test]
@@ -282,10 +206,7 @@ fn opt_comes_back_only_if_asked_and_is_our_own() {
             let edns = reply.edns.expect("OPT");
             assert_eq!((edns.max_payload(), edns.version()), (1232, 0));
         }
-        let without = dig(
-            agent.address,
-            &["+noedns", "webapp.default.svc.cluster.local", "A"],
-        );
+        let without = dig(agent.address, &["+noedns", "webapp.default.svc.cluster.local", "A"]);
         assert!(without.edns.is_empty(), "{}", without.text);
     });
 }
@@ -322,13 +243,7 @@ fn client_options_stay_with_the_client() {
     let agent = Agent::before(upstream.tcp());
     let printed = dig(
         agent.address,
-        &[
-            "+cookie=0123456789abcdef",
-            "+subnet=198.51.100.0/24",
-            "+bufsize=4096",
-            "hop.example",
-            "A",
-        ],
+        &["+cookie=0123456789abcdef", "+subnet=198.51.100.0/24", "+bufsize=4096", "hop.example", "A"],
     );
     assert_eq!(printed.status, "NOERROR", "{}", printed.text);
     let seen = upstream.seen("hop.example.");
@@ -354,11 +269,7 @@ fn upstream_queries_carry_rd_ad_our_opt_and_the_clients_do_and_cd() {
     dig(agent.address, &["+dnssec", "+cdflag", "flags.example", "A"]);
     let seen = &upstream.seen("flags.example.")[0].query;
     assert!(seen.metadata.checking_disabled);
-    assert!(
-        seen.edns
-            .as_ref()
-            .is_some_and(|edns| edns.flags().dnssec_ok)
-    );
+    assert!(seen.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok));
 }
 
 #[test]
@@ -370,23 +281,15 @@ fn queries_with_and_without_do_are_different_entries() {
         dig(agent.address, &["+nodnssec", "signed.example", "A"]);
     }
     let seen = upstream.seen("signed.example.");
-    let mut with_do: Vec<bool> = seen
-        .iter()
-        .map(|seen| {
-            seen.query
-                .edns
-                .as_ref()
-                .is_some_and(|edns| edns.flags().dnssec_ok)
-        })
-        .collect();
+    let mut with_do: Vec<bool> =
+        seen.iter().map(|seen| seen.query.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok)).collect();
     with_do.sort_unstable();
     assert_eq!(with_do, [false, true]);
 }
 
 #[test]
 fn static_hosts_are_answered_forward_and_backward() {
-    let upstream =
-        Upstream::start(|query, _| Reaction::Answer(reply_code(query, ResponseCode::NXDomain)));
+    let upstream = Upstream::start(|query, _| Reaction::Answer(reply_code(query, ResponseCode::NXDomain)));
     let agent = Agent::start(&format!(
         "hosts: {{ ttl: 30s, records: {{ \"10.0.0.7\": [db.example.internal], \"fd00::7\": [db.example.internal] }} }}\nzones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"] }}\n",
         upstream.tcp()
@@ -399,20 +302,10 @@ fn static_hosts_are_answered_forward_and_backward() {
     assert_eq!(printed.data("AAAA"), ["fd00::7"], "{}", printed.text);
     for address in ["10.0.0.7", "fd00::7"] {
         let printed = dig(agent.address, &["-x", address]);
-        assert_eq!(
-            printed.data("PTR"),
-            ["db.example.internal."],
-            "{}",
-            printed.text
-        );
+        assert_eq!(printed.data("PTR"), ["db.example.internal."], "{}", printed.text);
     }
     let printed = dig(agent.address, &["db.example.internal", "MX"]);
-    assert_eq!(
-        (printed.status.as_str(), printed.answers.len()),
-        ("NOERROR", 0),
-        "{}",
-        printed.text
-    );
+    assert_eq!((printed.status.as_str(), printed.answers.len()), ("NOERROR", 0), "{}", printed.text);
     assert_eq!(upstream.count_of("db.example.internal."), 0);
 }
 
@@ -427,11 +320,7 @@ fn special_names_are_answered_here() {
     let printed = dig(agent.address, &["some.invalid", "A"]);
     assert_eq!(printed.status, "NXDOMAIN", "{}", printed.text);
     let printed = dig(agent.address, &["_dns.resolver.arpa", "SVCB"]);
-    assert!(
-        printed.answers.is_empty() && !printed.status.is_empty(),
-        "{}",
-        printed.text
-    );
+    assert!(printed.answers.is_empty() && !printed.status.is_empty(), "{}", printed.text);
     for suffix in ["localhost.", "invalid.", "resolver.arpa."] {
         assert_eq!(upstream.count_below(suffix), 0, "{suffix}");
     }
@@ -442,14 +331,8 @@ fn an_ipv6_listener_answers_by_udp_and_tcp() {
     let upstream = Upstream::plain(30);
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, free_port()));
     let agent = Agent::launch(
-        &format!(
-            "zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"] }}\n",
-            upstream.tcp()
-        ),
-        &Launch {
-            also_listen: &[six],
-            ..Launch::default()
-        },
+        &format!("zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"] }}\n", upstream.tcp()),
+        &Launch { also_listen: &[six], ..Launch::default() },
     );
     for address in [six, agent.address] {
         for transport in ["+notcp", "+tcp"] {

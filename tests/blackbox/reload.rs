@@ -9,10 +9,7 @@ use crate::support::{
 };
 
 fn zone(upstream: &Upstream, more: &str) -> String {
-    format!(
-        "{more}zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"] }}\n",
-        upstream.tcp()
-    )
+    format!("{more}zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"] }}\n", upstream.tcp())
 }
 
 fn answering(address: &'static str) -> Upstream {
@@ -43,11 +40,7 @@ fn sighup_takes_a_changed_upstream() {
     agent.write_config(&zone(&second, "reload: signal\n"));
     thread::sleep(millis(1_500));
     let reply = ask(agent.address, "unsignalled.example.", "A");
-    assert_eq!(
-        reply.answers[0].data.to_string(),
-        "192.0.2.1",
-        "`reload: signal` watches nothing"
-    );
+    assert_eq!(reply.answers[0].data.to_string(), "192.0.2.1", "`reload: signal` watches nothing");
     agent.signal("HUP");
     wait_for_address(&agent, "192.0.2.2", seconds(5));
     assert_eq!(last_reload(&agent), Some(1.0));
@@ -59,22 +52,13 @@ fn sighup_takes_a_changed_upstream() {
 fn a_wrong_new_config_keeps_the_old_one() {
     let (first, second) = (answering("192.0.2.1"), answering("192.0.2.2"));
     let mut agent = Agent::start(&zone(&first, "reload: signal\n"));
-    for wrong in [
-        "zonse: []\n",
-        "zones:\n  - match: [\n",
-        "zones: []\nworkers: many\n",
-    ] {
+    for wrong in ["zonse: []\n", "zones:\n  - match: [\n", "zones: []\nworkers: many\n"] {
         agent.write_config(wrong);
         agent.signal("HUP");
-        wait_until("the failure shows", seconds(5), || {
-            last_reload(&agent) == Some(0.0)
-        });
+        wait_until("the failure shows", seconds(5), || last_reload(&agent) == Some(0.0));
         wait_for_address(&agent, "192.0.2.1", seconds(2));
     }
-    assert!(
-        agent.output().contains("nodens.yaml"),
-        "the log names the file"
-    );
+    assert!(agent.output().contains("nodens.yaml"), "the log names the file");
     agent.write_config(&zone(&second, "reload: signal\n"));
     agent.signal("HUP");
     wait_for_address(&agent, "192.0.2.2", seconds(5));
@@ -98,10 +82,7 @@ fn a_changed_file_is_noticed() {
 #[test]
 fn a_config_map_swap_is_noticed() {
     let (first, second) = (answering("192.0.2.1"), answering("192.0.2.2"));
-    let launch = Launch {
-        config_map: true,
-        ..Launch::default()
-    };
+    let launch = Launch { config_map: true, ..Launch::default() };
     let mut agent = Agent::launch(&zone(&first, ""), &launch);
     wait_for_address(&agent, "192.0.2.1", seconds(2));
     for (upstream, address) in [(&second, "192.0.2.2"), (&first, "192.0.2.1")] {
@@ -122,13 +103,8 @@ fn twenty_reloads_under_load_lose_no_query() {
             _ => format!("cold{n}.example. A"),
         })
         .collect();
-    let load = thread::spawn(move || {
-        dnsperf(
-            address,
-            &names,
-            &["-n", "1", "-Q", "1250", "-c", "4", "-q", "200"],
-        )
-    });
+    let load =
+        thread::spawn(move || dnsperf(address, &names, &["-n", "1", "-Q", "1250", "-c", "4", "-q", "200"]));
     for round in 0..20 {
         thread::sleep(millis(350));
         let upstream = if round % 2 == 0 { &second } else { &first };
@@ -136,16 +112,9 @@ fn twenty_reloads_under_load_lose_no_query() {
         agent.signal("HUP");
     }
     let load = load.join().expect("dnsperf");
-    assert_eq!(
-        (load.sent, load.lost, load.good),
-        (10_000, 0, 10_000),
-        "{}",
-        load.text
-    );
+    assert_eq!((load.sent, load.lost, load.good), (10_000, 0, 10_000), "{}", load.text);
     assert!(first.count_below("example.") > 0 && second.count_below("example.") > 0);
-    wait_until("all reloads are counted", seconds(5), || {
-        last_reload(&agent) == Some(1.0)
-    });
+    wait_until("all reloads are counted", seconds(5), || last_reload(&agent) == Some(1.0));
     agent.wait_without_flights();
 }
 
@@ -157,12 +126,7 @@ fn connections_to_a_server_that_left_the_config_are_closed() {
     agent.write_config(&zone(&second, "reload: signal\n"));
     agent.signal("HUP");
     wait_for_address(&agent, "192.0.2.2", seconds(5));
-    wait_until("no connection to it is left", seconds(12), || {
-        first.open_connections() == 0
-    });
-    let series = agent.admin.metric(
-        "nodens_upstream_connections",
-        &[("server", &first.address.to_string())],
-    );
+    wait_until("no connection to it is left", seconds(12), || first.open_connections() == 0);
+    let series = agent.admin.metric("nodens_upstream_connections", &[("server", &first.address.to_string())]);
     assert!(series.unwrap_or(0.0) == 0.0, "{series:?}");
 }

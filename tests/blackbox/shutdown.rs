@@ -44,9 +44,7 @@ fn queries_in_flight_at_sigterm_are_answered() {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("client socket");
     socket.connect(agent.address).expect("connect");
     socket.set_read_timeout(Some(seconds(5))).expect("timeout");
-    socket
-        .send(&message(&query("udp.example.", "A")))
-        .expect("send");
+    socket.send(&message(&query("udp.example.", "A"))).expect("send");
     let mut tcp = Tcp::connect(agent.address);
     tcp.send(&query("tcp.example.", "A"));
     wait_until("both are in flight", seconds(3), || {
@@ -75,12 +73,8 @@ fn queries_that_never_end_are_given_up_within_five_seconds() {
         upstream.tcp()
     ));
     let socket = UdpSocket::bind("127.0.0.1:0").expect("client socket");
-    socket
-        .send_to(&message(&query("never.example.", "A")), agent.address)
-        .expect("send");
-    wait_until("it is in flight", seconds(3), || {
-        upstream.count_of("never.example.") >= 1
-    });
+    socket.send_to(&message(&query("never.example.", "A")), agent.address).expect("send");
+    wait_until("it is in flight", seconds(3), || upstream.count_of("never.example.") >= 1);
     let started = Instant::now();
     agent.signal("TERM");
     let status = agent.wait(seconds(8)).expect("it ends");
@@ -94,21 +88,15 @@ fn a_draining_agent_takes_no_new_connections_and_is_not_ready() {
     let mut agent = Agent::before(upstream.tcp());
     let mut tcp = Tcp::connect(agent.address);
     tcp.send(&query("held.example.", "A"));
-    wait_until("it is in flight", seconds(3), || {
-        upstream.count_of("held.example.") >= 1
-    });
+    wait_until("it is in flight", seconds(3), || upstream.count_of("held.example.") >= 1);
     agent.signal("TERM");
-    wait_until(
-        "no new connection is taken",
-        seconds(3),
-        || match Tcp::try_connect(agent.address) {
-            Err(_) => true,
-            Ok(mut connection) => {
-                connection.send(&query("localhost.", "A"));
-                connection.is_closed_within(millis(300))
-            }
-        },
-    );
+    wait_until("no new connection is taken", seconds(3), || match Tcp::try_connect(agent.address) {
+        Err(_) => true,
+        Ok(mut connection) => {
+            connection.send(&query("localhost.", "A"));
+            connection.is_closed_within(millis(300))
+        }
+    });
     if let Some((code, body)) = agent.admin.get("/ready") {
         assert_eq!(code, 503, "{body}");
     }

@@ -8,8 +8,8 @@ use std::time::Instant;
 use hickory_proto::op::{Message, ResponseCode};
 
 use crate::support::{
-    Agent, Reaction, Transport, Upstream, address_reply, ask, dnsperf, message, millis, query,
-    seconds, wait_until,
+    Agent, Reaction, Transport, Upstream, address_reply, ask, dnsperf, message, millis, query, seconds,
+    wait_until,
 };
 
 fn holding() -> Upstream {
@@ -37,14 +37,7 @@ fn a_thousand_equal_misses_are_one_upstream_query_and_a_thousand_answers() {
         .collect();
     let mut expected = vec![HashSet::new(); sockets.len()];
     for n in 0..1_000 {
-        let asked = query(
-            if n % 2 == 0 {
-                "held.example."
-            } else {
-                "HELD.example."
-            },
-            "A",
-        );
+        let asked = query(if n % 2 == 0 { "held.example." } else { "HELD.example." }, "A");
         assert!(expected[n % 10].insert(asked.metadata.id));
         sockets[n % 10].send(&message(&asked)).expect("send");
         if n % 50 == 49 {
@@ -74,16 +67,11 @@ fn a_thousand_equal_misses_are_one_upstream_query_and_a_thousand_answers() {
 
 #[test]
 fn equal_misses_of_dnsperf_are_one_upstream_query() {
-    let upstream = Upstream::start(|query, _| {
-        Reaction::After(millis(300), address_reply(query, 30, "192.0.2.1"))
-    });
+    let upstream =
+        Upstream::start(|query, _| Reaction::After(millis(300), address_reply(query, 30, "192.0.2.1")));
     let agent = Agent::before(upstream.tcp());
     let names = vec!["same.example. A".to_owned(); 1_000];
-    let load = dnsperf(
-        agent.address,
-        &names,
-        &["-n", "1", "-c", "20", "-q", "1000"],
-    );
+    let load = dnsperf(agent.address, &names, &["-n", "1", "-c", "20", "-q", "1000"]);
     assert_eq!((load.lost, load.good), (0, 1_000), "{}", load.text);
     assert_eq!(upstream.count_of("same.example."), 1);
 }
@@ -98,17 +86,13 @@ fn a_repeated_query_of_one_client_is_answered_once() {
     for _ in 0..5 {
         socket.send(&asked).expect("send");
     }
-    wait_until("it is asked upstream", seconds(3), || {
-        upstream.count_of("held.example.") == 1
-    });
+    wait_until("it is asked upstream", seconds(3), || upstream.count_of("held.example.") == 1);
     // A second name, so that all five have certainly been read before the release.
     ask(agent.address, "other.example.", "A");
     upstream.release();
     socket.set_read_timeout(Some(millis(700))).expect("timeout");
     let mut buffer = [0; 1_500];
-    let replies = (0..5)
-        .take_while(|_| socket.recv(&mut buffer).is_ok())
-        .count();
+    let replies = (0..5).take_while(|_| socket.recv(&mut buffer).is_ok()).count();
     assert_eq!(replies, 1);
     assert_eq!(upstream.count_of("held.example."), 1);
 }
@@ -119,15 +103,10 @@ fn a_held_name_does_not_delay_others() {
     let agent = Agent::before(upstream.tcp());
     let address = agent.address;
     let held = thread::spawn(move || ask(address, "held.example.", "A"));
-    wait_until("it is asked upstream", seconds(3), || {
-        upstream.count_of("held.example.") >= 1
-    });
+    wait_until("it is asked upstream", seconds(3), || upstream.count_of("held.example.") >= 1);
     for n in 0..20 {
         let started = Instant::now();
-        assert_eq!(
-            ask(address, &format!("n{n}.example."), "A").answers.len(),
-            1
-        );
+        assert_eq!(ask(address, &format!("n{n}.example."), "A").answers.len(), 1);
         assert!(started.elapsed() < millis(500), "{:?}", started.elapsed());
     }
     upstream.release();
@@ -139,21 +118,13 @@ fn a_client_that_has_gone_away_does_not_cancel_the_flight() {
     let upstream = holding();
     let agent = Agent::before(upstream.tcp());
     let socket = UdpSocket::bind("127.0.0.1:0").expect("client socket");
-    socket
-        .send_to(&message(&query("held.example.", "A")), agent.address)
-        .expect("send");
-    wait_until("it is asked upstream", seconds(3), || {
-        upstream.count_of("held.example.") == 1
-    });
+    socket.send_to(&message(&query("held.example.", "A")), agent.address).expect("send");
+    wait_until("it is asked upstream", seconds(3), || upstream.count_of("held.example.") == 1);
     drop(socket);
     upstream.release();
     agent.wait_without_flights();
     assert_eq!(ask(agent.address, "held.example.", "A").answers.len(), 1);
-    assert_eq!(
-        upstream.count_of("held.example."),
-        1,
-        "the answer was cached"
-    );
+    assert_eq!(upstream.count_of("held.example."), 1, "the answer was cached");
     assert_eq!(upstream.count(Transport::Udp), 0);
 }
 
@@ -168,15 +139,11 @@ fn no_more_flights_than_the_limit() {
     socket.connect(agent.address).expect("connect");
     socket.set_read_timeout(Some(seconds(3))).expect("timeout");
     for n in 0..30 {
-        socket
-            .send(&message(&query(&format!("held{n}.example."), "A")))
-            .expect("send");
+        socket.send(&message(&query(&format!("held{n}.example."), "A"))).expect("send");
     }
     let mut buffer = [0; 1_500];
     for _ in 0..20 {
-        let length = socket
-            .recv(&mut buffer)
-            .expect("an answer beyond the limit");
+        let length = socket.recv(&mut buffer).expect("an answer beyond the limit");
         let reply = Message::from_vec(&buffer[..length]).expect("reply");
         assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
     }

@@ -9,8 +9,8 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 
 use crate::support::{
-    Agent, Reaction, Tcp, Upstream, address_reply, ask, ask_tcp, dnsperf, kdig, message, millis,
-    name, option, query, seconds, wait_until, with_edns,
+    Agent, Reaction, Tcp, Upstream, address_reply, ask, ask_tcp, dnsperf, kdig, message, millis, name,
+    option, query, seconds, wait_until, with_edns,
 };
 
 fn with_limits(upstream: &Upstream, limits: &str) -> Agent {
@@ -35,13 +35,9 @@ fn slow_names() -> Upstream {
 fn fifty_queries_in_one_write_are_all_answered() {
     let upstream = Upstream::plain(30);
     let agent = Agent::before(upstream.tcp());
-    let queries: Vec<Message> = (0..50)
-        .map(|n| query(&format!("n{n}.example."), "A"))
-        .collect();
-    let mut open: HashSet<(u16, String)> = queries
-        .iter()
-        .map(|asked| (asked.metadata.id, asked.queries[0].name.to_ascii()))
-        .collect();
+    let queries: Vec<Message> = (0..50).map(|n| query(&format!("n{n}.example."), "A")).collect();
+    let mut open: HashSet<(u16, String)> =
+        queries.iter().map(|asked| (asked.metadata.id, asked.queries[0].name.to_ascii())).collect();
     let mut connection = Tcp::connect(agent.address);
     connection.send_all(&queries);
     while !open.is_empty() {
@@ -86,11 +82,7 @@ fn a_query_that_comes_byte_by_byte_is_answered() {
     let agent = Agent::before(upstream.tcp());
     let bytes = message(&query("drip.example.", "A"));
     let mut connection = Tcp::connect(agent.address);
-    let framed = [
-        &u16::try_from(bytes.len()).expect("short").to_be_bytes(),
-        &bytes[..],
-    ]
-    .concat();
+    let framed = [&u16::try_from(bytes.len()).expect("short").to_be_bytes(), &bytes[..]].concat();
     for byte in framed {
         connection.send_bytes(&[byte]);
         thread::sleep(millis(5));
@@ -129,12 +121,7 @@ fn keepalive_is_told_when_asked() {
     let upstream = Upstream::plain(30);
     let agent = Agent::before(upstream.tcp());
     let mut asked = with_edns(query("keep.example.", "A"), 1232);
-    asked
-        .edns
-        .as_mut()
-        .expect("OPT")
-        .options_mut()
-        .insert(EdnsOption::Unknown(11, Vec::new()));
+    asked.edns.as_mut().expect("OPT").options_mut().insert(EdnsOption::Unknown(11, Vec::new()));
     let reply = ask_tcp(agent.address, &asked);
     // RFC 7828: units of 100 ms; tcp_idle is 10 s.
     assert_eq!(option(&reply, 11), Some(vec![0, 100]));
@@ -162,11 +149,7 @@ fn connections_of_one_address_are_limited() {
     wait_until("a place is free again", seconds(5), || {
         Tcp::try_connect(agent.address).is_ok_and(|mut connection| works(&mut connection))
     });
-    assert_eq!(
-        ask(agent.address, "www.example.", "A").answers.len(),
-        1,
-        "UDP is not touched"
-    );
+    assert_eq!(ask(agent.address, "www.example.", "A").answers.len(), 1, "UDP is not touched");
 }
 
 #[test]
@@ -197,11 +180,7 @@ fn a_reader_that_does_not_read_harms_only_itself() {
         let owner = query.queries[0].name.clone();
         for n in 0..=254_u8 {
             let data = hickory_proto::rr::RData::from(IpAddr::from([192, 0, 3, n]));
-            reply.add_answer(hickory_proto::rr::Record::from_rdata(
-                owner.clone(),
-                30,
-                data,
-            ));
+            reply.add_answer(hickory_proto::rr::Record::from_rdata(owner.clone(), 30, data));
         }
         Reaction::Answer(reply)
     });
@@ -219,11 +198,7 @@ fn a_reader_that_does_not_read_harms_only_itself() {
     let before = agent.resident_kib();
     for n in 0..50 {
         let started = Instant::now();
-        assert!(
-            !ask_tcp(agent.address, &query(&format!("n{n}.example."), "A"))
-                .answers
-                .is_empty()
-        );
+        assert!(!ask_tcp(agent.address, &query(&format!("n{n}.example."), "A")).answers.is_empty());
         assert!(started.elapsed() < millis(1_000), "{:?}", started.elapsed());
     }
     let grown = agent.resident_kib().saturating_sub(before);
@@ -238,23 +213,11 @@ fn kdig_and_dnsperf_are_served_by_tcp() {
     let upstream = Upstream::plain(30);
     let agent = Agent::before(upstream.tcp());
     let printed = kdig(agent.address, &["+tcp", "+keepopen", "www.example", "A"]);
-    assert!(
-        printed.by_tcp && printed.data("A") == ["192.0.2.1"],
-        "{}",
-        printed.text
-    );
-    let names: Vec<String> = (0..5_000)
-        .map(|n| format!("n{}.example. A", n % 500))
-        .collect();
-    let load = dnsperf(
-        agent.address,
-        &names,
-        &["-m", "tcp", "-n", "1", "-c", "10", "-q", "100"],
-    );
+    assert!(printed.by_tcp && printed.data("A") == ["192.0.2.1"], "{}", printed.text);
+    let names: Vec<String> = (0..5_000).map(|n| format!("n{}.example. A", n % 500)).collect();
+    let load = dnsperf(agent.address, &names, &["-m", "tcp", "-n", "1", "-c", "10", "-q", "100"]);
     assert_eq!((load.lost, load.good), (0, 5_000), "{}", load.text);
-    let by_tcp = agent
-        .admin
-        .count("nodens_queries_total", &[("transport", "tcp")]);
+    let by_tcp = agent.admin.count("nodens_queries_total", &[("transport", "tcp")]);
     assert!(by_tcp >= 5_001.0, "{by_tcp}");
 }
 
@@ -279,9 +242,7 @@ fn a_thousand_clients_that_came_and_went_leave_nothing() {
     round(1_000);
     wait_until("all have left", seconds(5), settled);
     // One or two of the admin port's own may still be closing.
-    wait_until("descriptors are back", seconds(5), || {
-        agent.descriptors() <= descriptors + 2
-    });
+    wait_until("descriptors are back", seconds(5), || agent.descriptors() <= descriptors + 2);
     let grown = agent.resident_kib().saturating_sub(memory);
     assert!(grown < 8 * 1024, "{grown} KiB more");
     agent.wait_without_flights();

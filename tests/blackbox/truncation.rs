@@ -6,8 +6,8 @@ use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{RData, Record};
 
 use crate::support::{
-    Agent, Nsd, Reaction, Transport, Upstream, address_reply, ask_tcp, ask_udp, datagram_reply,
-    dig, kdig, message, name, query, seconds, with_edns,
+    Agent, Nsd, Reaction, Transport, Upstream, address_reply, ask_tcp, ask_udp, datagram_reply, dig, kdig,
+    message, name, query, seconds, with_edns,
 };
 
 /// Size of a reply by UDP, its TC bit and its number of answers.
@@ -26,33 +26,18 @@ fn a_datagram_holds_512_bytes_or_what_the_client_says_up_to_1232() {
     let huge = "huge.default.svc.cluster.local."; // 200 records
     for _ in 0..2 {
         let (length, truncated, answers) = shape(&agent, &query(big, "A"));
-        assert!(
-            truncated && length <= 512 && answers < 40,
-            "{length} {answers}"
-        );
+        assert!(truncated && length <= 512 && answers < 40, "{length} {answers}");
         assert!(answers >= 20, "the records that fit are there: {answers}");
         let (length, truncated, answers) = shape(&agent, &with_edns(query(big, "A"), 512));
-        assert!(
-            truncated && length <= 512 && answers < 40,
-            "{length} {answers}"
-        );
+        assert!(truncated && length <= 512 && answers < 40, "{length} {answers}");
         // Below 512 means 512.
         let (length, truncated, answers) = shape(&agent, &with_edns(query(big, "A"), 100));
-        assert!(
-            truncated && length <= 512 && answers >= 20,
-            "{length} {answers}"
-        );
+        assert!(truncated && length <= 512 && answers >= 20, "{length} {answers}");
         let (length, truncated, answers) = shape(&agent, &with_edns(query(big, "A"), 1232));
-        assert!(
-            !truncated && length <= 1232 && answers == 40,
-            "{length} {answers}"
-        );
+        assert!(!truncated && length <= 1232 && answers == 40, "{length} {answers}");
         for size in [1232, 4096, 65_535] {
             let (length, truncated, answers) = shape(&agent, &with_edns(query(huge, "A"), size));
-            assert!(
-                truncated && length <= 1232 && answers >= 60,
-                "{length} {answers}"
-            );
+            assert!(truncated && length <= 1232 && answers >= 60, "{length} {answers}");
         }
         for asked in [query(huge, "A"), with_edns(query(huge, "A"), 512)] {
             let reply = ask_tcp(agent.address, &asked);
@@ -71,10 +56,7 @@ fn edns_size_lowers_our_own_limit() {
     ));
     let asked = with_edns(query("big.default.svc.cluster.local.", "A"), 4096);
     let (length, truncated, answers) = shape(&agent, &asked);
-    assert!(
-        truncated && length <= 600 && answers > 20,
-        "{length} {answers}"
-    );
+    assert!(truncated && length <= 600 && answers > 20, "{length} {answers}");
     let reply = ask_udp(agent.address, &asked).expect("reply");
     assert_eq!(reply.edns.expect("OPT").max_payload(), 600);
 }
@@ -89,15 +71,8 @@ fn dig_and_kdig_come_back_by_tcp() {
         assert!(!printed.has_flag("tc"), "{}", printed.text);
         assert_eq!(printed.data("A").len(), 200, "{}", printed.text);
     }
-    let printed = dig(
-        agent.address,
-        &["+ignore", "huge.default.svc.cluster.local", "A"],
-    );
-    assert!(
-        printed.has_flag("tc") && !printed.by_tcp,
-        "{}",
-        printed.text
-    );
+    let printed = dig(agent.address, &["+ignore", "huge.default.svc.cluster.local", "A"]);
+    assert!(printed.has_flag("tc") && !printed.by_tcp, "{}", printed.text);
 }
 
 #[test]
@@ -106,21 +81,14 @@ fn leaving_out_additional_records_is_no_truncation() {
         let mut reply = address_reply(query, 30, "192.0.2.1");
         for n in 0..60 {
             let data = RData::from(IpAddr::from([198, 51, 100, n]));
-            reply.add_additional(Record::from_rdata(
-                name(&format!("glue{n}.example.")),
-                30,
-                data,
-            ));
+            reply.add_additional(Record::from_rdata(name(&format!("glue{n}.example.")), 30, data));
         }
         Reaction::Answer(reply)
     });
     let agent = Agent::before(upstream.tcp());
     for _ in 0..2 {
         let (length, truncated, answers) = shape(&agent, &query("glue.example.", "A"));
-        assert!(
-            length <= 512 && !truncated && answers == 1,
-            "{length} {truncated} {answers}"
-        );
+        assert!(length <= 512 && !truncated && answers == 1, "{length} {truncated} {answers}");
     }
     let whole = ask_tcp(agent.address, &query("glue.example.", "A"));
     assert_eq!(whole.additionals.len(), 60);
@@ -142,11 +110,7 @@ fn a_truncated_upstream_answer_is_fetched_by_tcp_and_never_cached() {
         assert!(!reply.metadata.truncation);
         assert_eq!(reply.answers.len(), 1);
     }
-    let transports: Vec<_> = upstream
-        .seen("cut.example.")
-        .iter()
-        .map(|seen| seen.transport)
-        .collect();
+    let transports: Vec<_> = upstream.seen("cut.example.").iter().map(|seen| seen.transport).collect();
     assert_eq!(transports, [Transport::Udp, Transport::Tcp]);
 }
 
@@ -154,21 +118,8 @@ fn a_truncated_upstream_answer_is_fetched_by_tcp_and_never_cached() {
 fn a_large_name_comes_whole_through_an_upstream_asked_by_udp() {
     let nsd = Nsd::cluster();
     let agent = Agent::before(format!("udp://{}", nsd.address));
-    let printed = kdig(
-        agent.address,
-        &["+tcp", "huge.default.svc.cluster.local", "A"],
-    );
+    let printed = kdig(agent.address, &["+tcp", "huge.default.svc.cluster.local", "A"]);
     assert_eq!(printed.data("A").len(), 200, "{}", printed.text);
-    let count = |transport| {
-        agent.admin.count(
-            "nodens_upstream_requests_total",
-            &[("transport", transport)],
-        )
-    };
-    assert!(
-        count("udp") >= 1.0 && count("tcp") >= 1.0,
-        "{} {}",
-        count("udp"),
-        count("tcp")
-    );
+    let count = |transport| agent.admin.count("nodens_upstream_requests_total", &[("transport", transport)]);
+    assert!(count("udp") >= 1.0 && count("tcp") >= 1.0, "{} {}", count("udp"), count("tcp"));
 }

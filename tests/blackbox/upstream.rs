@@ -9,38 +9,21 @@ use std::time::Instant;
 use hickory_proto::op::{Edns, ResponseCode};
 
 use crate::support::{
-    Agent, Launch, Nsd, Reaction, Transport, Upstream, address_reply, ask, dig, dnsperf, free_port,
-    message, millis, name, reply_code, seconds, wait_until,
+    Agent, Launch, Nsd, Reaction, Transport, Upstream, address_reply, ask, dig, dnsperf, free_port, message,
+    millis, name, reply_code, seconds, wait_until,
 };
 
 #[test]
 fn ten_thousand_misses_go_by_tcp_only_on_few_connections() {
     let upstream = Upstream::plain(30);
     let agent = Agent::before(upstream.tcp());
-    let names: Vec<String> = (0..10_000)
-        .map(|n| format!("n{n}.miss.example. A"))
-        .collect();
+    let names: Vec<String> = (0..10_000).map(|n| format!("n{n}.miss.example. A")).collect();
     let load = dnsperf(agent.address, &names, &["-n", "1", "-c", "8", "-q", "100"]);
-    assert_eq!(
-        (load.sent, load.lost, load.good),
-        (10_000, 0, 10_000),
-        "{}",
-        load.text
-    );
+    assert_eq!((load.sent, load.lost, load.good), (10_000, 0, 10_000), "{}", load.text);
     assert_eq!(upstream.count(Transport::Udp), 0);
-    assert!(
-        upstream.connections() <= 16,
-        "{} connections",
-        upstream.connections()
-    );
-    assert_eq!(
-        upstream.count_below("miss.example."),
-        10_000,
-        "one upstream query each"
-    );
-    let by_tcp = agent
-        .admin
-        .count("nodens_upstream_requests_total", &[("transport", "tcp")]);
+    assert!(upstream.connections() <= 16, "{} connections", upstream.connections());
+    assert_eq!(upstream.count_below("miss.example."), 10_000, "one upstream query each");
+    let by_tcp = agent.admin.count("nodens_upstream_requests_total", &[("transport", "tcp")]);
     assert!(by_tcp >= 10_000.0, "{by_tcp}");
     agent.wait_without_flights();
 }
@@ -49,24 +32,16 @@ fn ten_thousand_misses_go_by_tcp_only_on_few_connections() {
 fn ten_thousand_misses_through_nsd_lose_nothing() {
     let nsd = Nsd::cluster();
     let agent = Agent::before(format!("tcp://{}", nsd.address));
-    let names: Vec<String> = (0..10_000)
-        .map(|n| format!("n{n}.wild.default.svc.cluster.local. A"))
-        .collect();
+    let names: Vec<String> = (0..10_000).map(|n| format!("n{n}.wild.default.svc.cluster.local. A")).collect();
     let load = dnsperf(agent.address, &names, &["-n", "1", "-c", "8", "-q", "100"]);
-    assert_eq!(
-        (load.sent, load.lost, load.good),
-        (10_000, 0, 10_000),
-        "{}",
-        load.text
-    );
+    assert_eq!((load.sent, load.lost, load.good), (10_000, 0, 10_000), "{}", load.text);
     agent.wait_without_flights();
 }
 
 #[test]
 fn connections_stay_within_the_configured_number() {
-    let upstream = Upstream::start(|query, _| {
-        Reaction::After(millis(20), address_reply(query, 30, "192.0.2.1"))
-    });
+    let upstream =
+        Upstream::start(|query, _| Reaction::After(millis(20), address_reply(query, 30, "192.0.2.1")));
     let agent = Agent::start(&format!(
         "zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"], connections: {{ min: 1, max: 3, in_flight: 8 }} }}\n",
         upstream.tcp()
@@ -74,11 +49,7 @@ fn connections_stay_within_the_configured_number() {
     let names: Vec<String> = (0..1_000).map(|n| format!("n{n}.example. A")).collect();
     let load = dnsperf(agent.address, &names, &["-n", "1", "-c", "4", "-q", "60"]);
     assert_eq!(load.good, 1_000, "{}", load.text);
-    assert!(
-        upstream.connections() <= 3,
-        "{} connections",
-        upstream.connections()
-    );
+    assert!(upstream.connections() <= 3, "{} connections", upstream.connections());
 }
 
 #[test]
@@ -88,11 +59,7 @@ fn an_upstream_that_closes_after_each_few_answers_is_not_noticed_by_clients() {
     let agent = Agent::before(upstream.tcp());
     for n in 0..60 {
         let reply = ask(agent.address, &format!("n{n}.example."), "A");
-        assert_eq!(
-            reply.metadata.response_code,
-            ResponseCode::NoError,
-            "query {n}"
-        );
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "query {n}");
     }
     assert!(upstream.connections() >= 20, "{}", upstream.connections());
 }
@@ -102,13 +69,9 @@ fn a_reused_connection_that_breaks_costs_a_silent_retry() {
     let times = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&times);
     let upstream = Upstream::start(move |query, _| {
-        let first = query.queries[0].name == name("breaks.example.")
-            && count.fetch_add(1, Ordering::Relaxed) == 0;
-        if first {
-            Reaction::Close
-        } else {
-            Reaction::Answer(address_reply(query, 30, "192.0.2.1"))
-        }
+        let first =
+            query.queries[0].name == name("breaks.example.") && count.fetch_add(1, Ordering::Relaxed) == 0;
+        if first { Reaction::Close } else { Reaction::Answer(address_reply(query, 30, "192.0.2.1")) }
     });
     let agent = Agent::before(upstream.tcp());
     ask(agent.address, "warm.example.", "A");
@@ -132,9 +95,7 @@ fn idle_connections_are_closed() {
     ));
     ask(agent.address, "idle.example.", "A");
     assert!(upstream.open_connections() >= 1);
-    wait_until("idle connections are closed", seconds(5), || {
-        upstream.open_connections() == 0
-    });
+    wait_until("idle connections are closed", seconds(5), || upstream.open_connections() == 0);
 }
 
 #[test]
@@ -147,11 +108,7 @@ fn a_silent_upstream_is_servfail_before_clients_give_up() {
         assert_eq!(printed.status, "SERVFAIL", "{}", printed.text);
         // glibc gives up at 5 s; the deadline is 4 s.
         assert!(started.elapsed() < millis(4_800), "{:?}", started.elapsed());
-        assert!(
-            printed.has_extended_error(22) || printed.has_extended_error(23),
-            "{}",
-            printed.text
-        );
+        assert!(printed.has_extended_error(22) || printed.has_extended_error(23), "{}", printed.text);
         agent.wait_without_flights();
     }
 }
@@ -159,19 +116,12 @@ fn a_silent_upstream_is_servfail_before_clients_give_up() {
 #[test]
 fn an_unreachable_upstream_is_servfail_at_once() {
     let port = free_port();
-    for server in [
-        format!("tcp://127.0.0.1:{port}"),
-        format!("udp://127.0.0.1:{port}"),
-    ] {
+    for server in [format!("tcp://127.0.0.1:{port}"), format!("udp://127.0.0.1:{port}")] {
         let agent = Agent::before(&server);
         let started = Instant::now();
         let reply = ask(agent.address, "nobody.example.", "A");
         assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
-        assert!(
-            started.elapsed() < millis(4_800),
-            "{server}: {:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed() < millis(4_800), "{server}: {:?}", started.elapsed());
         assert!(agent.admin.count("nodens_upstream_failures_total", &[]) >= 1.0);
     }
 }
@@ -179,8 +129,7 @@ fn an_unreachable_upstream_is_servfail_at_once() {
 #[test]
 fn a_second_server_answers_when_the_first_does_not() {
     let good = Upstream::plain(30);
-    let refusing =
-        Upstream::start(|query, _| Reaction::Answer(reply_code(query, ResponseCode::Refused)));
+    let refusing = Upstream::start(|query, _| Reaction::Answer(reply_code(query, ResponseCode::Refused)));
     let port = free_port();
     for bad in [format!("tcp://127.0.0.1:{port}"), refusing.tcp()] {
         let agent = Agent::start(&format!(
@@ -188,11 +137,7 @@ fn a_second_server_answers_when_the_first_does_not() {
             good.tcp()
         ));
         let reply = ask(agent.address, "second.example.", "A");
-        assert_eq!(
-            reply.metadata.response_code,
-            ResponseCode::NoError,
-            "first is {bad}"
-        );
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "first is {bad}");
         assert_eq!(reply.answers.len(), 1);
     }
 }
@@ -210,21 +155,12 @@ fn replies_with_a_wrong_id_or_question_are_ignored() {
         wrong_question.queries[0].name = name("elsewhere.example.");
         let mut no_reply = address_reply(query, 30, "192.0.2.66");
         no_reply.metadata.message_type = hickory_proto::op::MessageType::Query;
-        Reaction::Bytes(
-            [wrong_id, wrong_question, no_reply, good]
-                .iter()
-                .map(message)
-                .collect(),
-        )
+        Reaction::Bytes([wrong_id, wrong_question, no_reply, good].iter().map(message).collect())
     });
     for server in [upstream.udp(), upstream.tcp()] {
         let agent = Agent::before(&server);
         let reply = ask(agent.address, "spoof.example.", "A");
-        assert_eq!(
-            reply.metadata.response_code,
-            ResponseCode::NoError,
-            "{server}"
-        );
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "{server}");
         assert_eq!(reply.answers[0].data.to_string(), "192.0.2.1", "{server}");
     }
 }
@@ -238,16 +174,8 @@ fn garbage_from_an_upstream_is_survived() {
     for server in [upstream.udp(), upstream.tcp()] {
         let agent = Agent::before(&server);
         let reply = ask(agent.address, "garbage.example.", "A");
-        assert_eq!(
-            reply.metadata.response_code,
-            ResponseCode::ServFail,
-            "{server}"
-        );
-        assert_eq!(
-            ask(agent.address, "good.example.", "A").answers.len(),
-            1,
-            "{server}"
-        );
+        assert_eq!(reply.metadata.response_code, ResponseCode::ServFail, "{server}");
+        assert_eq!(ask(agent.address, "good.example.", "A").answers.len(), 1, "{server}");
     }
 }
 
@@ -264,13 +192,10 @@ fn a_server_that_does_not_know_opt_is_asked_without() {
     });
     let agent = Agent::before(upstream.tcp());
     assert_eq!(ask(agent.address, "old.example.", "A").answers.len(), 1);
-    assert_eq!(upstream.count_of("old.example."), 2);
+    // Learned either here, by a refused query, or before, by the question that made the agent ready.
+    assert!(upstream.count_of("old.example.") <= 2);
     assert_eq!(ask(agent.address, "older.example.", "A").answers.len(), 1);
-    assert_eq!(
-        upstream.count_of("older.example."),
-        1,
-        "remembered for this server"
-    );
+    assert_eq!(upstream.count_of("older.example."), 1, "remembered for this server");
 }
 
 #[test]
@@ -305,11 +230,7 @@ fn the_longest_suffix_decides_who_is_asked() {
         ask(agent.address, owner, "A");
         assert_eq!(outer.count_of(owner), 1, "{owner}");
     }
-    for owner in [
-        "a.corp.example.com.",
-        "CORP.example.COM.",
-        "1.2.0.192.in-addr.arpa.",
-    ] {
+    for owner in ["a.corp.example.com.", "CORP.example.COM.", "1.2.0.192.in-addr.arpa."] {
         ask(agent.address, owner, "A");
         assert_eq!(inner.count_of(owner), 1, "{owner}");
     }
@@ -337,9 +258,7 @@ fn a_query_of_no_zone_is_refused() {
 #[test]
 fn system_means_the_servers_of_resolv_conf() {
     // resolv.conf has no ports: each run takes an address of its own in 127/8, at port 53.
-    let [high, low] = std::process::id().to_be_bytes()[2..] else {
-        unreachable!("four bytes")
-    };
+    let [high, low] = std::process::id().to_be_bytes()[2..] else { unreachable!("four bytes") };
     let ip = Ipv4Addr::new(127, 77, high, low);
     let upstream = Upstream::start_on(SocketAddr::from((ip, 53)), |query, transport| {
         let mut reply = address_reply(query, 30, "192.0.2.1");
@@ -352,9 +271,7 @@ fn system_means_the_servers_of_resolv_conf() {
     let agent = Agent::launch(
         "zones:\n  - match: [\".\"]\n    upstream: { servers: [system] }\n",
         &Launch {
-            resolv_conf: Some(&format!(
-                "search example.org\nnameserver {ip}\noptions ndots:5\n"
-            )),
+            resolv_conf: Some(&format!("search example.org\nnameserver {ip}\noptions ndots:5\n")),
             ..Launch::default()
         },
     );
@@ -367,32 +284,22 @@ fn system_means_the_servers_of_resolv_conf() {
 
 #[test]
 fn system_servers_are_those_of_the_time() {
-    let [high, low] = std::process::id().to_be_bytes()[2..] else {
-        unreachable!("four bytes")
-    };
-    let first = Upstream::start_on(
-        SocketAddr::from((Ipv4Addr::new(127, 78, high, low), 53)),
-        |query, _| Reaction::Answer(address_reply(query, 30, "192.0.2.1")),
-    );
-    let second = Upstream::start_on(
-        SocketAddr::from((Ipv4Addr::new(127, 79, high, low), 53)),
-        |query, _| Reaction::Answer(address_reply(query, 30, "192.0.2.2")),
-    );
+    let [high, low] = std::process::id().to_be_bytes()[2..] else { unreachable!("four bytes") };
+    let first = Upstream::start_on(SocketAddr::from((Ipv4Addr::new(127, 78, high, low), 53)), |query, _| {
+        Reaction::Answer(address_reply(query, 30, "192.0.2.1"))
+    });
+    let second = Upstream::start_on(SocketAddr::from((Ipv4Addr::new(127, 79, high, low), 53)), |query, _| {
+        Reaction::Answer(address_reply(query, 30, "192.0.2.2"))
+    });
     let agent = Agent::launch(
         "zones:\n  - match: [\".\"]\n    upstream: { servers: [system] }\n",
-        &Launch {
-            resolv_conf: Some(&format!("nameserver {}\n", first.address.ip())),
-            ..Launch::default()
-        },
+        &Launch { resolv_conf: Some(&format!("nameserver {}\n", first.address.ip())), ..Launch::default() },
     );
     let address = |owner: &str| ask(agent.address, owner, "A").answers[0].data.to_string();
     assert_eq!(address("before.example."), "192.0.2.1");
     // In place: the agent's view is a bind mount of this very file.
-    std::fs::write(
-        agent.resolv_conf_path(),
-        format!("nameserver {}\n", second.address.ip()),
-    )
-    .expect("resolv.conf");
+    std::fs::write(agent.resolv_conf_path(), format!("nameserver {}\n", second.address.ip()))
+        .expect("resolv.conf");
     let mut asked = 0;
     wait_until("the new server is asked", seconds(15), || {
         asked += 1;
@@ -417,9 +324,6 @@ fn an_upstream_that_comes_back_is_used_within_seconds() {
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
     down.store(false, Ordering::Relaxed);
     wait_until("it is answered again", seconds(5), || {
-        ask(agent.address, "back.example.", "A")
-            .metadata
-            .response_code
-            == ResponseCode::NoError
+        ask(agent.address, "back.example.", "A").metadata.response_code == ResponseCode::NoError
     });
 }

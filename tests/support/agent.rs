@@ -14,10 +14,8 @@ use super::{Http, ask_udp, free_port, query, seconds, wait_until};
 /// The binary that cargo has built, or the one that `NODENS_UNDER_TEST` names: a release build,
 /// or the one out of the image.
 fn program() -> PathBuf {
-    std::env::var_os("NODENS_UNDER_TEST").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_nodens")),
-        PathBuf::from,
-    )
+    std::env::var_os("NODENS_UNDER_TEST")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_nodens")), PathBuf::from)
 }
 
 /// A run of a subcommand that ended.
@@ -57,12 +55,7 @@ pub(crate) fn nodens(arguments: &[&str]) -> Tool {
         stdout: read(&stdout),
         stderr: read(&stderr),
     };
-    assert!(
-        status.is_some(),
-        "`nodens {}` does not end:\n{}",
-        arguments.join(" "),
-        tool.text()
-    );
+    assert!(status.is_some(), "`nodens {}` does not end:\n{}", arguments.join(" "), tool.text());
     tool
 }
 
@@ -100,18 +93,14 @@ impl Agent {
     /// In front of one upstream for everything, with the body's further keys before the zones.
     #[track_caller]
     pub(crate) fn before(server: impl std::fmt::Display) -> Self {
-        Self::start(&format!(
-            "zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{server}\"] }}\n"
-        ))
+        Self::start(&format!("zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{server}\"] }}\n"))
     }
 
     #[track_caller]
     pub(crate) fn launch(body: &str, launch: &Launch<'_>) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port());
-        let admin = Http {
-            address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port()),
-        };
+        let admin = Http { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port()) };
         let listen: Vec<String> = std::iter::once(&address)
             .chain(launch.also_listen)
             .map(|address| format!("\"{address}\""))
@@ -144,8 +133,7 @@ impl Agent {
                 fs::write(&file, content).expect("resolv.conf");
                 let mut command = Command::new("unshare");
                 // `exec` keeps the process number, so that signals reach the agent.
-                let script =
-                    "mount --bind \"$1\" /etc/resolv.conf && exec \"$2\" run --config \"$3\"";
+                let script = "mount --bind \"$1\" /etc/resolv.conf && exec \"$2\" run --config \"$3\"";
                 command.args(["-m", "sh", "-c", script, "sh"]);
                 command.arg(&file).arg(program()).arg(&config);
                 command
@@ -232,9 +220,7 @@ impl Agent {
     pub(crate) fn lookups(&self, result: &str) -> f64 {
         let [hits, misses] = self.lookups_at_start;
         let at_start = if result == "hit" { hits } else { misses };
-        self.admin
-            .count("nodens_cache_lookups_total", &[("result", result)])
-            - at_start
+        self.admin.count("nodens_cache_lookups_total", &[("result", result)]) - at_start
     }
 
     /// Open file descriptors of the process.
@@ -246,8 +232,7 @@ impl Agent {
     pub(crate) fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0)
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
     /// Waits until nothing is being asked upstream any more.

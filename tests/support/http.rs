@@ -22,21 +22,13 @@ impl Http {
         let limit = Duration::from_secs(5);
         let mut stream = TcpStream::connect_timeout(&self.address, limit).ok()?;
         stream.set_read_timeout(Some(limit)).ok()?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-            self.address
-        )
-        .ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).ok()?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).ok()?;
         let answer = String::from_utf8(answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
         let code = head.split(' ').nth(1)?.parse().ok()?;
-        let body = if head
-            .to_ascii_lowercase()
-            .contains("transfer-encoding: chunked")
-        {
+        let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
             unchunk(body)?
         } else {
             body.to_owned()
@@ -88,9 +80,7 @@ fn sum(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         };
         let carries = |(key, value): &(&str, &str)| {
             let pair = format!("{key}=\"{value}\"");
-            found == pair
-                || found.starts_with(&format!("{pair},"))
-                || found.contains(&format!(",{pair}"))
+            found == pair || found.starts_with(&format!("{pair},")) || found.contains(&format!(",{pair}"))
         };
         if labels.iter().all(carries) {
             let value = value.split_whitespace().next()?.parse::<f64>().ok()?;
@@ -111,8 +101,5 @@ fn prometheus_text_is_summed_over_the_series_that_carry_the_labels() {
 
 #[test]
 fn chunked_bodies_are_put_together() {
-    assert_eq!(
-        unchunk("3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").as_deref(),
-        Some("abcde")
-    );
+    assert_eq!(unchunk("3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").as_deref(), Some("abcde"));
 }

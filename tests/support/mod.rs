@@ -16,9 +16,7 @@ pub(crate) use http::Http;
 pub(crate) use servers::{Nsd, Unbound};
 pub(crate) use tools::{dig, dnsperf, kdig};
 pub(crate) use upstream::{Reaction, Transport, Upstream, address_reply, reply_code};
-pub(crate) use wire::{
-    Tcp, ask, ask_tcp, ask_udp, datagram_reply, message, name, option, query, with_edns,
-};
+pub(crate) use wire::{Tcp, ask, ask_tcp, ask_udp, datagram_reply, message, name, option, query, with_edns};
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};

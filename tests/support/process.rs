@@ -36,11 +36,7 @@ impl Process {
             .stderr(errors)
             .spawn()
             .unwrap_or_else(|error| panic!("{}", missing(&name, package, &error)));
-        Self {
-            child,
-            output: output.to_owned(),
-            name,
-        }
+        Self { child, output: output.to_owned(), name }
     }
 
     pub(super) fn id(&self) -> u32 {

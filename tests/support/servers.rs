@@ -42,17 +42,10 @@ impl Nsd {
         );
         for (zone, content) in zones {
             fs::write(dir.path().join(format!("{zone}.zone")), content).expect("zone file");
-            let _ = write!(
-                config,
-                "zone:\n  name: \"{zone}\"\n  zonefile: \"{zone}.zone\"\n"
-            );
+            let _ = write!(config, "zone:\n  name: \"{zone}\"\n  zonefile: \"{zone}.zone\"\n");
         }
         fs::write(dir.path().join("nsd.conf"), config).expect("nsd.conf");
-        let mut server = Self {
-            dir,
-            address,
-            process: None,
-        };
+        let mut server = Self { dir, address, process: None };
         server.resume();
         server
     }
@@ -75,9 +68,7 @@ impl Nsd {
     /// Starts it on the same port.
     pub(crate) fn resume(&mut self) {
         let mut command = Command::new("/usr/sbin/nsd");
-        command
-            .args(["-d", "-c"])
-            .arg(self.dir.path().join("nsd.conf"));
+        command.args(["-d", "-c"]).arg(self.dir.path().join("nsd.conf"));
         let process = Process::start(command, "nsd", &self.dir.path().join("nsd.log"));
         self.process = Some(process);
         answers(self.address, "probe.cluster.local.", "nsd");
@@ -128,11 +119,7 @@ impl Unbound {
         command.args(["-d", "-p", "-c"]).arg(&file);
         let process = Process::start(command, "unbound", &dir.path().join("unbound.log"));
         answers(address, "probe.example.com.", "unbound");
-        Self {
-            address,
-            _process: process,
-            _dir: dir,
-        }
+        Self { address, _process: process, _dir: dir }
     }
 
     /// The names outside the cluster that the tests know.

@@ -50,34 +50,22 @@ impl Printed {
 
     /// Whether an extended error with this code came (RFC 8914).
     pub(crate) fn has_extended_error(&self, code: u16) -> bool {
-        self.edns.iter().any(|line| {
-            line.contains(&format!("EDE: {code} ")) || line.ends_with(&format!("EDE: {code}"))
-        })
+        self.edns
+            .iter()
+            .any(|line| line.contains(&format!("EDE: {code} ")) || line.ends_with(&format!("EDE: {code}")))
     }
 }
 
 /// Asks by dig; one try and 6 s unless `arguments` say otherwise.
 #[track_caller]
 pub(crate) fn dig(server: SocketAddr, arguments: &[&str]) -> Printed {
-    client(
-        "dig",
-        "bind9-dnsutils",
-        &["+tries=1", "+time=6"],
-        server,
-        arguments,
-    )
+    client("dig", "bind9-dnsutils", &["+tries=1", "+time=6"], server, arguments)
 }
 
 /// Asks by kdig; one try and 6 s unless `arguments` say otherwise.
 #[track_caller]
 pub(crate) fn kdig(server: SocketAddr, arguments: &[&str]) -> Printed {
-    client(
-        "kdig",
-        "knot-dnsutils",
-        &["+retry=0", "+timeout=6"],
-        server,
-        arguments,
-    )
+    client("kdig", "knot-dnsutils", &["+retry=0", "+timeout=6"], server, arguments)
 }
 
 #[track_caller]
@@ -99,10 +87,7 @@ fn client(
 }
 
 fn parse(text: &str) -> Printed {
-    let mut printed = Printed {
-        text: text.to_owned(),
-        ..Printed::default()
-    };
+    let mut printed = Printed { text: text.to_owned(), ..Printed::default() };
     let mut section = "";
     for line in text.lines() {
         let lower = line.to_ascii_lowercase();
@@ -117,8 +102,7 @@ fn parse(text: &str) -> Printed {
         } else if lower.starts_with(";; server:") || lower.starts_with(";; from ") {
             printed.by_tcp = lower.contains("(tcp)");
             section = "";
-        } else if lower.starts_with(";; ")
-            && (lower.contains("section:") || lower.contains("pseudosection"))
+        } else if lower.starts_with(";; ") && (lower.contains("section:") || lower.contains("pseudosection"))
         {
             section = match lower.trim_start_matches(";; ") {
                 rest if rest.starts_with("question") => "question",
@@ -133,18 +117,12 @@ fn parse(text: &str) -> Printed {
             match section {
                 "question" if line.starts_with(';') => {
                     let rest = line.trim_start_matches([';', ' ']);
-                    printed.question = rest
-                        .split_whitespace()
-                        .next()
-                        .unwrap_or_default()
-                        .to_owned();
+                    printed.question = rest.split_whitespace().next().unwrap_or_default().to_owned();
                 }
                 "answer" => printed.answers.extend(record(line)),
                 "authority" => printed.authority.extend(record(line)),
                 // dig: "; EDE: 3 (Stale Answer)"; kdig: ";; EDE: 3 (Stale Answer)"
-                "edns" => printed
-                    .edns
-                    .push(line.trim_start_matches([';', ' ']).to_owned()),
+                "edns" => printed.edns.push(line.trim_start_matches([';', ' ']).to_owned()),
                 _ => {}
             }
         }
@@ -181,13 +159,7 @@ pub(crate) fn dnsperf(server: SocketAddr, queries: &[String], options: &[&str]) 
     let file = dir.path().join("queries");
     fs::write(&file, queries.join("\n") + "\n").expect("queries");
     let output = Command::new("dnsperf")
-        .args([
-            "-s",
-            &server.ip().to_string(),
-            "-p",
-            &server.port().to_string(),
-            "-d",
-        ])
+        .args(["-s", &server.ip().to_string(), "-p", &server.port().to_string(), "-d"])
         .arg(&file)
         // An agent that has died would cost 5 s for every window of queries.
         .args(["-l", "60"])
@@ -196,15 +168,11 @@ pub(crate) fn dnsperf(server: SocketAddr, queries: &[String], options: &[&str]) 
         .unwrap_or_else(|error| panic!("{}", missing("dnsperf", "dnsperf", &error)));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let number = |label: &str| {
-        let rest = text
-            .lines()
-            .find_map(|line| line.trim().strip_prefix(label));
+        let rest = text.lines().find_map(|line| line.trim().strip_prefix(label));
         let digits = rest.and_then(|rest| rest.split_whitespace().next());
         digits.and_then(|digits| digits.parse().ok())
     };
-    let good = text
-        .split_once("NOERROR ")
-        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+    let good = text.split_once("NOERROR ").and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
     Load {
         sent: number("Queries sent:")
             .unwrap_or_else(|| panic!("{text}{}", String::from_utf8_lossy(&output.stderr))),

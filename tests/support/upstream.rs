@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::free_port;
 
@@ -87,13 +87,8 @@ impl Way {
 
 impl Upstream {
     /// Starts on 127.0.0.1 with a script that says what to do with each query.
-    pub(crate) fn start(
-        script: impl Fn(&Message, Transport) -> Reaction + Send + Sync + 'static,
-    ) -> Self {
-        Self::start_on(
-            SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port()),
-            script,
-        )
+    pub(crate) fn start(script: impl Fn(&Message, Transport) -> Reaction + Send + Sync + 'static) -> Self {
+        Self::start_on(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port()), script)
     }
 
     /// Every name has the address 192.0.2.1 with this TTL.
@@ -107,8 +102,7 @@ impl Upstream {
     ) -> Self {
         let (udp, tcp) = bound(address);
         // Long enough to be cheap, short enough for a prompt end.
-        udp.set_read_timeout(Some(Duration::from_millis(200)))
-            .expect("timeout");
+        udp.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
         let shared = Arc::new(Shared {
             script: Box::new(script),
             seen: Mutex::default(),
@@ -170,9 +164,7 @@ impl Upstream {
     /// Everything that came by one transport.
     pub(crate) fn count(&self, transport: Transport) -> usize {
         let seen = lock(&self.shared.seen);
-        seen.iter()
-            .filter(|seen| seen.transport == transport)
-            .count()
+        seen.iter().filter(|seen| seen.transport == transport).count()
     }
 
     /// Queries for one name, by any transport.
@@ -180,12 +172,14 @@ impl Upstream {
         self.seen(owner).len()
     }
 
-    /// The queries for one name.
+    /// The queries for one name, without the agent's own: before it is ready it asks for an SOA.
     pub(crate) fn seen(&self, owner: &str) -> Vec<Seen> {
         let owner = Name::from_ascii(owner).expect("name");
         let seen = lock(&self.shared.seen);
         seen.iter()
-            .filter(|seen| seen.query.queries.first().is_some_and(|q| q.name == owner))
+            .filter(|seen| {
+                seen.query.queries.first().is_some_and(|q| q.name == owner && q.query_type != RecordType::SOA)
+            })
             .cloned()
             .collect()
     }
@@ -217,10 +211,7 @@ fn bound(address: SocketAddr) -> (UdpSocket, TcpListener) {
     loop {
         match UdpSocket::bind(address).and_then(|udp| Ok((udp, TcpListener::bind(address)?))) {
             Ok(sockets) => return sockets,
-            Err(error) => assert!(
-                Instant::now() < end,
-                "upstream's sockets, {address}: {error}"
-            ),
+            Err(error) => assert!(Instant::now() < end, "upstream's sockets, {address}: {error}"),
         }
         thread::sleep(Duration::from_millis(5));
     }

@@ -57,8 +57,7 @@ pub(crate) fn option(message: &Message, code: u16) -> Option<Vec<u8>> {
 /// Asks by UDP; the reply must come.
 #[track_caller]
 pub(crate) fn ask(server: SocketAddr, owner: &str, record_type: &str) -> Message {
-    ask_udp(server, &query(owner, record_type))
-        .unwrap_or_else(|| panic!("no reply to {owner} {record_type}"))
+    ask_udp(server, &query(owner, record_type)).unwrap_or_else(|| panic!("no reply to {owner} {record_type}"))
 }
 
 /// Asks by UDP; `None` when no reply comes.
@@ -165,9 +164,7 @@ impl Tcp {
             match self.stream.read(&mut byte) {
                 Ok(0) => return true,
                 Ok(_) => {}
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     return false;
                 }
                 Err(_) => return true,
