@@ -267,15 +267,23 @@ impl Resolver {
     async fn fly(self: Arc<Self>, key: Key, zone: Arc<Zone>, expired: Option<Arc<Entry>>) {
         let flight = Landing { resolver: &self, key: &key };
         let exchange = zone.pool.exchange(&key);
-        let stale = expired.filter(|entry| zone.may_serve_stale(entry, Instant::now()).is_some());
+        let now = Instant::now();
+        // A refresh ahead of expiry has an entry that is still fresh, and may expire on the way.
+        let stale = expired.filter(|entry| {
+            zone.stale.is_some()
+                && (entry.remaining(now).is_some() || zone.may_serve_stale(entry, now).is_some())
+        });
         let done = match (&stale, &zone.stale) {
             (Some(entry), Some(rule)) if rule.mode == StaleMode::Timer => {
+                let patience = entry.remaining(now).unwrap_or_default() + rule.client_response;
                 tokio::pin!(exchange);
                 tokio::select! {
                     done = &mut exchange => done,
-                    () = tokio::time::sleep(rule.client_response) => {
-                        let waiting = self.flights.turn_late(&key);
-                        self.answer_without(&zone, Some(entry), waiting, None, &[]);
+                    () = tokio::time::sleep(patience) => {
+                        if zone.may_serve_stale(entry, Instant::now()).is_some() {
+                            let waiting = self.flights.turn_late(&key);
+                            self.answer_without(&zone, Some(entry), waiting, None, &[]);
+                        }
                         exchange.await
                     }
                 }

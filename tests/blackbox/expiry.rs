@@ -177,6 +177,32 @@ fn a_stale_answer_comes_after_client_response_and_the_late_refresh_is_kept() {
 }
 
 #[test]
+fn a_name_that_expires_while_it_is_refreshed_is_answered_stale() {
+    let silent = Arc::new(AtomicBool::new(false));
+    let is_silent = Arc::clone(&silent);
+    let upstream = Upstream::start(move |query, _| {
+        if is_silent.load(Ordering::Relaxed) {
+            Reaction::Drop
+        } else {
+            Reaction::Answer(address_reply(query, 2, "192.0.2.1"))
+        }
+    });
+    let cache = "prefetch: { hits: 1, at: 50% }, stale: { client_response: 300ms }";
+    let agent = Agent::start(&zone(upstream.tcp(), cache));
+    ask(agent.address, "hot.example.", "A");
+    silent.store(true, Ordering::Relaxed);
+    thread::sleep(millis(1_200));
+    ask(agent.address, "hot.example.", "A"); // a hit, and the refresh begins
+    wait_until("the refresh has begun", seconds(1), || upstream.count_of("hot.example.") == 2);
+    thread::sleep(millis(900));
+    let started = Instant::now();
+    let reply = ask(agent.address, "hot.example.", "A");
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    assert_eq!(reply.answers[0].ttl, 30);
+    assert!(started.elapsed() < millis(900), "{:?}", started.elapsed());
+}
+
+#[test]
 fn stale_off_means_servfail() {
     let dead = Arc::new(AtomicBool::new(false));
     let is_dead = Arc::clone(&dead);
