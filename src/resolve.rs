@@ -356,6 +356,8 @@ impl Landing<'_> {
                 let entry = Arc::new(Entry::new(answer, &zone.bounds, now));
                 if entry.life() > 0 {
                     resolver.cache.store(key.clone(), Arc::clone(&entry));
+                } else {
+                    resolver.cache.remove(key);
                 }
                 resolver.failures.clear(key);
                 zone.answered();

@@ -8,8 +8,8 @@ use std::time::Instant;
 use hickory_proto::op::ResponseCode;
 
 use crate::support::{
-    Agent, Nsd, Reaction, Upstream, address_reply, ask, ask_udp, dig, millis, option, query, seconds,
-    wait_until, with_edns,
+    Agent, Nsd, Reaction, Upstream, address_reply, ask, ask_udp, dig, millis, option, query, reply_code,
+    seconds, wait_until, with_edns,
 };
 
 /// Option code of extended errors (RFC 8914).
@@ -200,6 +200,25 @@ fn a_name_that_expires_while_it_is_refreshed_is_answered_stale() {
     assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
     assert_eq!(reply.answers[0].ttl, 30);
     assert!(started.elapsed() < millis(900), "{:?}", started.elapsed());
+}
+
+#[test]
+fn an_answer_that_may_not_be_stored_replaces_the_stale_one() {
+    let step = Arc::new(AtomicU8::new(0));
+    let current = Arc::clone(&step);
+    let upstream = Upstream::start(move |query, _| match current.load(Ordering::Relaxed) {
+        0 => Reaction::Answer(address_reply(query, 1, "192.0.2.1")),
+        1 => Reaction::Answer(reply_code(query, ResponseCode::NXDomain)), // without SOA
+        _ => Reaction::Drop,
+    });
+    let agent = Agent::start(&zone(upstream.tcp(), "stale: { client_response: 300ms }"));
+    let code = || ask(agent.address, "gone.example.", "A").metadata.response_code;
+    assert_eq!(code(), ResponseCode::NoError);
+    step.store(1, Ordering::Relaxed);
+    thread::sleep(millis(1_100));
+    assert_eq!(code(), ResponseCode::NXDomain);
+    step.store(2, Ordering::Relaxed);
+    assert_eq!(code(), ResponseCode::ServFail);
 }
 
 #[test]
