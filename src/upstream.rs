@@ -323,3 +323,29 @@ async fn attempt(server: &Arc<Server>, key: &Key) -> (Attempt, Result<Answer, Ca
     }
     (Attempt { server: Arc::clone(&server.label), sent, took, failed }, result)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::key::KeyBuf;
+    use crate::wire::query::Query;
+    use tokio::net::UdpSocket;
+
+    fn key() -> Key {
+        let name = b"\x01n\x00";
+        KeyBuf::new(&Query { id: 1, flags: 0, name, qtype: 1, qclass: 1, edns: None }).to_key()
+    }
+
+    fn pool(servers: Vec<config::Server>, timeout: Duration) -> Arc<Pool> {
+        Pool::new(config::Upstream { timeout, ..config::Upstream::new(servers) }, 1232, &[])
+    }
+
+    #[tokio::test]
+    async fn a_lost_datagram_is_not_in_flight_for_ever() {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let servers = vec![config::Server::Udp(silent.local_addr().unwrap())];
+        let pool = pool(servers, Duration::from_millis(1500));
+        assert_eq!(pool.exchange(&key()).await.result.unwrap_err(), Cause::Timeout);
+        assert_eq!(pool.servers()[0].in_flight(), 0);
+    }
+}

@@ -133,14 +133,14 @@ impl Server {
     ) -> Result<Answer, Cause> {
         if self.udp {
             sent.udp = true;
-            self.udp_in_flight.fetch_add(1, Ordering::Relaxed);
-            let answer = ask_udp(self.addr, key, edns_size).await;
-            self.udp_in_flight.fetch_sub(1, Ordering::Relaxed);
-            if let Some(answer) = read(answer?, key)? {
+            let answer = {
+                let _counted = InFlight::count(&self.udp_in_flight);
+                ask_udp(self.addr, key, edns_size).await?
+            };
+            if let Some(answer) = read(answer, key)? {
                 return Ok(answer);
             }
         }
-        sent.udp = false;
         sent.tcp = true;
         let connection = self.connection().await?;
         sent.reused = connection.is_used();
@@ -215,6 +215,22 @@ impl Server {
             connection.idle_for(now) < self.settings.idle && !connection.is_stuck(now, patience)
         });
         self.room.notify_waiters();
+    }
+}
+
+/// One query in flight, counted until it is answered or nobody waits for it any more.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl<'a> InFlight<'a> {
+    fn count(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
