@@ -213,7 +213,7 @@ impl Pool {
                 let Some(index) = self.next(&servers, &mut tries, last) else {
                     return Exchange { result: Err(last), attempts };
                 };
-                running.push(attempt(&servers[index], key));
+                running.push(attempt(&servers[index], key, tries[index] > 1));
             }
             tokio::select! {
                 Some((attempt, result)) = running.next() => {
@@ -229,7 +229,7 @@ impl Pool {
                         return Exchange { result: Err(Cause::Timeout), attempts };
                     }
                     if running.len() < 2 && let Some(index) = self.next(&servers, &mut tries, last) {
-                        running.push(attempt(&servers[index], key));
+                        running.push(attempt(&servers[index], key, tries[index] > 1));
                     }
                     timer.as_mut().reset(deadline.min(Instant::now() + PATIENCE));
                 }
@@ -292,16 +292,16 @@ impl Pool {
     }
 }
 
-/// One try at one server, with its marks in health and metrics.
-async fn attempt(server: &Arc<Server>, key: &Key) -> (Attempt, Result<Answer, Cause>) {
+/// One try at one server, with its marks in health and metrics. `again`: it was asked before.
+async fn attempt(server: &Arc<Server>, key: &Key, again: bool) -> (Attempt, Result<Answer, Cause>) {
     let started = Instant::now();
     let mut sent = Sent::default();
     let result = if server.udp {
         // A lost datagram is only noticed by its silence.
-        let asked = tokio::time::timeout(PATIENCE, server.ask(key, &mut sent)).await;
+        let asked = tokio::time::timeout(PATIENCE, server.ask(key, again, &mut sent)).await;
         asked.unwrap_or(Err(Cause::Timeout))
     } else {
-        server.ask(key, &mut sent).await
+        server.ask(key, again, &mut sent).await
     };
     let took = started.elapsed();
     let failed = match &result {
@@ -329,7 +329,8 @@ mod tests {
     use super::*;
     use crate::wire::key::KeyBuf;
     use crate::wire::query::Query;
-    use tokio::net::UdpSocket;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UdpSocket};
 
     fn key() -> Key {
         let name = b"\x01n\x00";
@@ -338,6 +339,43 @@ mod tests {
 
     fn pool(servers: Vec<config::Server>, timeout: Duration) -> Arc<Pool> {
         Pool::new(config::Upstream { timeout, ..config::Upstream::new(servers) }, 1232, &[])
+    }
+
+    /// A server that answers each query of its connections from the `deaf`-th on with this RCODE.
+    async fn server(deaf: usize, code: u16) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let count = Arc::clone(&count);
+                tokio::spawn(async move {
+                    while let Ok(length) = stream.read_u16().await {
+                        let mut message = vec![0; usize::from(length)];
+                        stream.read_exact(&mut message).await.unwrap();
+                        count.fetch_add(1, Ordering::Relaxed);
+                        if connection < deaf {
+                            continue;
+                        }
+                        message[2] |= 0x80;
+                        message[3] = code as u8;
+                        stream.write_u16(length).await.unwrap();
+                        stream.write_all(&message).await.unwrap();
+                    }
+                });
+            }
+        });
+        (addr, asked)
+    }
+
+    #[tokio::test]
+    async fn a_second_query_goes_by_another_connection() {
+        let (addr, _) = server(1, 0).await;
+        let pool = pool(vec![config::Server::Tcp(addr)], Duration::from_secs(3));
+        let done = pool.exchange(&key()).await;
+        assert!(done.result.is_ok(), "{:?}", done.attempts);
     }
 
     #[tokio::test]
