@@ -104,6 +104,11 @@ impl Attempt {
             .into_iter()
             .filter_map(|(used, transport)| used.then_some(transport))
     }
+
+    /// Whether the server answered, with a failure.
+    fn answered_failure(&self) -> bool {
+        matches!(self.failed, Some(Cause::Rcode(_)))
+    }
 }
 
 /// The end of one question's way.
@@ -203,14 +208,16 @@ impl Pool {
         let deadline = started + self.definition.timeout;
         let servers = self.servers();
         let mut tries = vec![0; servers.len()];
-        let mut attempts = Vec::new();
+        let mut attempts: Vec<Attempt> = Vec::new();
         let mut running = FuturesUnordered::new();
         let mut last = Cause::NoServer;
         let timer = tokio::time::sleep_until(deadline.min(started + PATIENCE));
         tokio::pin!(timer);
         loop {
             if running.is_empty() {
-                let Some(index) = self.next(&servers, &mut tries, last) else {
+                let failures = attempts.iter().filter(|attempt| attempt.answered_failure()).count();
+                let next = if failures > 1 { None } else { self.next(&servers, &mut tries, last) };
+                let Some(index) = next else {
                     return Exchange { result: Err(last), attempts };
                 };
                 running.push(attempt(&servers[index], key, tries[index] > 1));
@@ -376,6 +383,20 @@ mod tests {
         let pool = pool(vec![config::Server::Tcp(addr)], Duration::from_secs(3));
         let done = pool.exchange(&key()).await;
         assert!(done.result.is_ok(), "{:?}", done.attempts);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_taken_from_one_other_server_at_most() {
+        let (mut servers, mut counts) = (Vec::new(), Vec::new());
+        for _ in 0..4 {
+            let (addr, asked) = server(0, rcode::SERVFAIL).await;
+            servers.push(config::Server::Tcp(addr));
+            counts.push(asked);
+        }
+        let done = pool(servers, Duration::from_secs(3)).exchange(&key()).await;
+        assert_eq!(done.result.unwrap_err(), Cause::Rcode(rcode::SERVFAIL));
+        let asked: usize = counts.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        assert_eq!(asked, 2);
     }
 
     #[tokio::test]
