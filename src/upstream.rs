@@ -263,6 +263,7 @@ impl Pool {
             }
         };
         tries[index] += 1;
+        servers[index].health.tried(now);
         Some(index)
     }
 
