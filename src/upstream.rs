@@ -174,6 +174,9 @@ impl Pool {
             }
         }
         let old = self.servers.load();
+        if wanted.is_empty() && !old.is_empty() {
+            return; // a resolv.conf that is just being written, or that names only us
+        }
         let make = |&(addr, udp): &(SocketAddr, bool)| {
             let known = old.iter().find(|server| (server.addr, server.udp) == (addr, udp));
             known.cloned().unwrap_or_else(|| {
