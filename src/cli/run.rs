@@ -30,11 +30,14 @@ pub(super) fn run(path: Option<PathBuf>) -> ExitCode {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
     let result = runtime().and_then(|runtime| {
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             let prometheus = app::install_metrics()?;
             let agent = Agent::start(config, path, &hash, prometheus).await?;
             until_stopped(agent).await
-        })
+        });
+        // Dropping it would wait, without a bound, for a worker that hangs: see Agent::stop.
+        runtime.shutdown_background();
+        result
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
