@@ -114,6 +114,13 @@ impl Cache {
         self.store.insert(key, entry);
     }
 
+    /// Drops the entry under a key: what came for it last may not be stored.
+    pub fn remove(&self, key: &Key) {
+        if let Some((_, old)) = self.store.remove(key) {
+            self.counts.add(&old, -1);
+        }
+    }
+
     /// All entries, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (Key, Arc<Entry>)> + '_ {
         self.store.iter()

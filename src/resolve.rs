@@ -265,24 +265,32 @@ impl Resolver {
 
     /// One flight, from its first query to the answer of everybody who waits.
     async fn fly(self: Arc<Self>, key: Key, zone: Arc<Zone>, expired: Option<Arc<Entry>>) {
-        let flight = Landing { resolver: &self, key: &key };
+        let flight = Landing { resolver: &self, key: &key, zone: &zone };
         let exchange = zone.pool.exchange(&key);
-        let stale = expired.filter(|entry| zone.may_serve_stale(entry, Instant::now()).is_some());
+        let now = Instant::now();
+        // A refresh ahead of expiry has an entry that is still fresh, and may expire on the way.
+        let stale = expired.filter(|entry| {
+            zone.stale.is_some()
+                && (entry.remaining(now).is_some() || zone.may_serve_stale(entry, now).is_some())
+        });
         let done = match (&stale, &zone.stale) {
             (Some(entry), Some(rule)) if rule.mode == StaleMode::Timer => {
+                let patience = entry.remaining(now).unwrap_or_default() + rule.client_response;
                 tokio::pin!(exchange);
                 tokio::select! {
                     done = &mut exchange => done,
-                    () = tokio::time::sleep(rule.client_response) => {
-                        let waiting = self.flights.turn_late(&key);
-                        self.answer_without(&zone, Some(entry), waiting, None, &[]);
+                    () = tokio::time::sleep(patience) => {
+                        if zone.may_serve_stale(entry, Instant::now()).is_some() {
+                            let waiting = self.flights.turn_late(&key);
+                            self.answer_without(&zone, Some(entry), waiting, None, &[]);
+                        }
                         exchange.await
                     }
                 }
             }
             _ => exchange.await,
         };
-        flight.land(&zone, stale, done);
+        flight.land(stale, done);
     }
 
     /// Answers those for whom there is nothing fresh: stale if there is such an entry, else a failure.
@@ -329,18 +337,18 @@ impl Resolver {
     }
 }
 
-/// Removes a flight even if its task is dropped half-way, so that its key can be asked again.
+/// Removes a flight even if its task is dropped half-way (the runtime ends, or a panic), so that its
+/// key can be asked again and nobody waits for ever.
 struct Landing<'a> {
     resolver: &'a Resolver,
     key: &'a Key,
+    zone: &'a Zone,
 }
 
 impl Landing<'_> {
     /// Keeps what came, and answers everybody.
-    fn land(self, zone: &Zone, stale: Option<Arc<Entry>>, done: Exchange) {
-        // Landed: from here on the key may belong to a new flight, which is not ours to remove.
-        let this = std::mem::ManuallyDrop::new(self);
-        let Self { resolver, key } = *this;
+    fn land(self, stale: Option<Arc<Entry>>, done: Exchange) {
+        let (resolver, key, zone) = (self.resolver, self.key, self.zone);
         let now = Instant::now();
         zone.count(&done.attempts);
         match done.result {
@@ -348,11 +356,13 @@ impl Landing<'_> {
                 let entry = Arc::new(Entry::new(answer, &zone.bounds, now));
                 if entry.life() > 0 {
                     resolver.cache.store(key.clone(), Arc::clone(&entry));
+                } else {
+                    resolver.cache.remove(key);
                 }
                 resolver.failures.clear(key);
                 zone.answered();
                 let rotate = resolver.view().rotate;
-                for waiter in resolver.flights.land(key) {
+                for waiter in self.end() {
                     resolver.send(zone, waiter, &done.attempts, |query, ours, out| {
                         let style = Style { edns: ours, rotate, error: None };
                         entry.write(query, Ttls::Aged(0), &style, out);
@@ -368,16 +378,24 @@ impl Landing<'_> {
                 zone.failed(cause);
                 let times = zone.failure_times(stale.is_some());
                 resolver.failures.store(key, cause, zone.pool.generation(), &times, now);
-                let waiters = resolver.flights.land(key);
+                let waiters = self.end();
                 resolver.answer_without(zone, stale.as_deref(), waiters, Some(cause), &done.attempts);
             }
         }
+    }
+
+    /// Ends the flight and gives those who wait. From here on the key may belong to a new flight, which
+    /// is not ours to remove.
+    fn end(self) -> Vec<Waiter> {
+        let this = std::mem::ManuallyDrop::new(self);
+        this.resolver.flights.land(this.key)
     }
 }
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
-        drop(self.resolver.flights.land(self.key));
+        let waiters = self.resolver.flights.land(self.key);
+        self.resolver.answer_without(self.zone, None, waiters, None, &[]);
     }
 }
 

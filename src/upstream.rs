@@ -104,6 +104,11 @@ impl Attempt {
             .into_iter()
             .filter_map(|(used, transport)| used.then_some(transport))
     }
+
+    /// Whether the server answered, with a failure.
+    fn answered_failure(&self) -> bool {
+        matches!(self.failed, Some(Cause::Rcode(_)))
+    }
 }
 
 /// The end of one question's way.
@@ -169,6 +174,9 @@ impl Pool {
             }
         }
         let old = self.servers.load();
+        if wanted.is_empty() && !old.is_empty() {
+            return; // a resolv.conf that is just being written, or that names only us
+        }
         let make = |&(addr, udp): &(SocketAddr, bool)| {
             let known = old.iter().find(|server| (server.addr, server.udp) == (addr, udp));
             known.cloned().unwrap_or_else(|| {
@@ -203,17 +211,19 @@ impl Pool {
         let deadline = started + self.definition.timeout;
         let servers = self.servers();
         let mut tries = vec![0; servers.len()];
-        let mut attempts = Vec::new();
+        let mut attempts: Vec<Attempt> = Vec::new();
         let mut running = FuturesUnordered::new();
         let mut last = Cause::NoServer;
         let timer = tokio::time::sleep_until(deadline.min(started + PATIENCE));
         tokio::pin!(timer);
         loop {
             if running.is_empty() {
-                let Some(index) = self.next(&servers, &mut tries, last) else {
+                let failures = attempts.iter().filter(|attempt| attempt.answered_failure()).count();
+                let next = if failures > 1 { None } else { self.next(&servers, &mut tries, last) };
+                let Some(index) = next else {
                     return Exchange { result: Err(last), attempts };
                 };
-                running.push(attempt(&servers[index], key));
+                running.push(attempt(&servers[index], key, tries[index] > 1));
             }
             tokio::select! {
                 Some((attempt, result)) = running.next() => {
@@ -229,7 +239,7 @@ impl Pool {
                         return Exchange { result: Err(Cause::Timeout), attempts };
                     }
                     if running.len() < 2 && let Some(index) = self.next(&servers, &mut tries, last) {
-                        running.push(attempt(&servers[index], key));
+                        running.push(attempt(&servers[index], key, tries[index] > 1));
                     }
                     timer.as_mut().reset(deadline.min(Instant::now() + PATIENCE));
                 }
@@ -256,6 +266,7 @@ impl Pool {
             }
         };
         tries[index] += 1;
+        servers[index].health.tried(now);
         Some(index)
     }
 
@@ -292,16 +303,16 @@ impl Pool {
     }
 }
 
-/// One try at one server, with its marks in health and metrics.
-async fn attempt(server: &Arc<Server>, key: &Key) -> (Attempt, Result<Answer, Cause>) {
+/// One try at one server, with its marks in health and metrics. `again`: it was asked before.
+async fn attempt(server: &Arc<Server>, key: &Key, again: bool) -> (Attempt, Result<Answer, Cause>) {
     let started = Instant::now();
     let mut sent = Sent::default();
     let result = if server.udp {
         // A lost datagram is only noticed by its silence.
-        let asked = tokio::time::timeout(PATIENCE, server.ask(key, &mut sent)).await;
+        let asked = tokio::time::timeout(PATIENCE, server.ask(key, again, &mut sent)).await;
         asked.unwrap_or(Err(Cause::Timeout))
     } else {
-        server.ask(key, &mut sent).await
+        server.ask(key, again, &mut sent).await
     };
     let took = started.elapsed();
     let failed = match &result {
@@ -322,4 +333,82 @@ async fn attempt(server: &Arc<Server>, key: &Key) -> (Attempt, Result<Answer, Ca
         server.counts.failures[cause.index()].add(1);
     }
     (Attempt { server: Arc::clone(&server.label), sent, took, failed }, result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::key::KeyBuf;
+    use crate::wire::query::Query;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UdpSocket};
+
+    fn key() -> Key {
+        let name = b"\x01n\x00";
+        KeyBuf::new(&Query { id: 1, flags: 0, name, qtype: 1, qclass: 1, edns: None }).to_key()
+    }
+
+    fn pool(servers: Vec<config::Server>, timeout: Duration) -> Arc<Pool> {
+        Pool::new(config::Upstream { timeout, ..config::Upstream::new(servers) }, 1232, &[])
+    }
+
+    /// A server that answers each query of its connections from the `deaf`-th on with this RCODE.
+    async fn server(deaf: usize, code: u16) -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            for connection in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let count = Arc::clone(&count);
+                tokio::spawn(async move {
+                    while let Ok(length) = stream.read_u16().await {
+                        let mut message = vec![0; usize::from(length)];
+                        stream.read_exact(&mut message).await.unwrap();
+                        count.fetch_add(1, Ordering::Relaxed);
+                        if connection < deaf {
+                            continue;
+                        }
+                        message[2] |= 0x80;
+                        message[3] = code as u8;
+                        stream.write_u16(length).await.unwrap();
+                        stream.write_all(&message).await.unwrap();
+                    }
+                });
+            }
+        });
+        (addr, asked)
+    }
+
+    #[tokio::test]
+    async fn a_second_query_goes_by_another_connection() {
+        let (addr, _) = server(1, 0).await;
+        let pool = pool(vec![config::Server::Tcp(addr)], Duration::from_secs(3));
+        let done = pool.exchange(&key()).await;
+        assert!(done.result.is_ok(), "{:?}", done.attempts);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_taken_from_one_other_server_at_most() {
+        let (mut servers, mut counts) = (Vec::new(), Vec::new());
+        for _ in 0..4 {
+            let (addr, asked) = server(0, rcode::SERVFAIL).await;
+            servers.push(config::Server::Tcp(addr));
+            counts.push(asked);
+        }
+        let done = pool(servers, Duration::from_secs(3)).exchange(&key()).await;
+        assert_eq!(done.result.unwrap_err(), Cause::Rcode(rcode::SERVFAIL));
+        let asked: usize = counts.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        assert_eq!(asked, 2);
+    }
+
+    #[tokio::test]
+    async fn a_lost_datagram_is_not_in_flight_for_ever() {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let servers = vec![config::Server::Udp(silent.local_addr().unwrap())];
+        let pool = pool(servers, Duration::from_millis(1500));
+        assert_eq!(pool.exchange(&key()).await.result.unwrap_err(), Cause::Timeout);
+        assert_eq!(pool.servers()[0].in_flight(), 0);
+    }
 }

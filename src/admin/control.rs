@@ -122,6 +122,8 @@ async fn converse(mut stream: UnixStream, resolver: &Arc<Resolver>, readiness: &
         if chunk.len() >= CHUNK {
             writer.write_all(&chunk).await?;
             chunk.clear();
+            // A dump of the whole cache takes long, and queries go on meanwhile.
+            tokio::task::yield_now().await;
         }
     }
     writer.write_all(&chunk).await

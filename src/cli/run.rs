@@ -11,6 +11,7 @@ use super::BAD_CONFIG;
 use crate::app::{self, Agent, TICK};
 use crate::config::file::{self, Loaded};
 use crate::config::{Config, Log, LogFormat, LogLevel};
+use crate::serve::sys;
 
 pub(super) fn run(path: Option<PathBuf>) -> ExitCode {
     let loaded = match &path {
@@ -25,12 +26,18 @@ pub(super) fn run(path: Option<PathBuf>) -> ExitCode {
         }
     };
     start_log(&config.log);
+    if let Err(error) = sys::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     let result = runtime().and_then(|runtime| {
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             let prometheus = app::install_metrics()?;
             let agent = Agent::start(config, path, &hash, prometheus).await?;
             until_stopped(agent).await
-        })
+        });
+        // Dropping it would wait, without a bound, for a worker that hangs: see Agent::stop.
+        runtime.shutdown_background();
+        result
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

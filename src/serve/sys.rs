@@ -194,6 +194,23 @@ impl Outbox {
     }
 }
 
+/// Raises the soft limit of open files to the hard one and returns it. systemd and containerd start
+/// programs with a soft limit of 1024 (for `select`, which is not used here), fewer than the TCP clients
+/// that the limits allow: beyond it no upstream could be asked any more.
+///
+/// # Errors
+/// The system's own.
+pub fn raise_open_files() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls take a pointer to one rlimit, which is alive and ours.
+    let done = unsafe {
+        let got = libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        if got < 0 { got } else { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(limit.rlim_cur) }
+}
+
 /// Lets the kernel choose a socket of the group at random for each datagram, so that one busy client
 /// uses all of them: its own choice, by a hash of the addresses, would give it a single one.
 ///
@@ -264,5 +281,13 @@ mod tests {
     fn datagrams_come_and_go_in_batches() {
         exchange("127.0.0.1:0");
         exchange("[::1]:0");
+    }
+
+    #[test]
+    fn the_soft_limit_of_open_files_becomes_the_hard_one() {
+        let raised = raise_open_files().unwrap().to_string();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        assert_eq!(line.split_whitespace().take(2).collect::<Vec<_>>(), [&raised, &raised]);
     }
 }

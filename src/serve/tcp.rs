@@ -177,7 +177,8 @@ impl Conversation {
             if done_reading && unread == 0 && self.in_flight == 0 {
                 return Ok(());
             }
-            let room = self.in_flight < self.max_in_flight && unread < UNREAD;
+            // As in `answer_queries`: what is read must also be taken, or the input would grow.
+            let room = self.in_flight < self.max_in_flight && self.output.len() < UNREAD;
             tokio::select! {
                 biased;
                 sent = writer.write(&self.output[written..]), if unread > 0 => {
@@ -231,7 +232,10 @@ impl Conversation {
             transport: Transport::Tcp,
             ipv6: self.peer.is_ipv6(),
             allowed: is_allowed(&view.allow_from, self.listen, self.peer),
-            ours: OurEdns { size: view.edns_size, keepalive: Some((self.idle.as_millis() / 100) as u16) },
+            ours: OurEdns {
+                size: view.edns_size,
+                keepalive: Some(u16::try_from(self.idle.as_millis() / 100).unwrap_or(u16::MAX)),
+            },
         };
         let mut frames = Frames::new(&self.input);
         while self.in_flight < self.max_in_flight && self.output.len() < UNREAD {

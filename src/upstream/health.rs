@@ -39,6 +39,15 @@ impl Health {
         }
     }
 
+    /// The server is about to be asked. If it was passed over until now, this is the one query that
+    /// tries it again: the others go on passing it over until that one has ended.
+    pub fn tried(&self, now: Instant) {
+        let mut state = self.state();
+        if state.ejected_until.is_some_and(|until| until <= now) {
+            state.ejected_until = Some(now + EJECTED);
+        }
+    }
+
     /// Whether the server is passed over at `now`.
     pub fn is_ejected(&self, now: Instant) -> bool {
         self.state().ejected_until.is_some_and(|until| now < until)
@@ -128,8 +137,12 @@ mod tests {
         assert!(!health.is_ejected(now));
         health.failed(now);
         assert!(health.is_ejected(now));
-        assert!(!health.is_ejected(now + EJECTED));
+        let later = now + EJECTED;
+        assert!(!health.is_ejected(later));
+        health.tried(later);
+        assert!(health.is_ejected(later), "one query tries it again, not all");
         health.answered();
+        assert!(!health.is_ejected(later));
         health.failed(now);
         assert!(!health.is_ejected(now));
     }

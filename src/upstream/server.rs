@@ -107,18 +107,19 @@ impl Server {
     }
 
     /// Asks it once, by the transport that comes first, and by TCP when UDP truncated the answer.
+    /// With `again`, a connection gave no answer before, and others may be as dead or busy: a new one is used.
     ///
     /// # Errors
     /// Why there is no usable answer.
-    pub async fn ask(self: &Arc<Self>, key: &Key, sent: &mut Sent) -> Result<Answer, Cause> {
+    pub async fn ask(self: &Arc<Self>, key: &Key, again: bool, sent: &mut Sent) -> Result<Answer, Cause> {
         let edns_size = (!self.no_edns.load(Ordering::Relaxed)).then_some(self.edns_size);
-        let answer = self.ask_with(key, edns_size, sent).await?;
+        let answer = self.ask_with(key, edns_size, again, sent).await?;
         let refused = matches!(answer.kind, Kind::Failure(rcode::FORMERR | rcode::NOTIMP));
         if edns_size.is_none() || !refused {
             return Ok(answer);
         }
         // RFC 6891 §7: it may not know OPT.
-        let plain = self.ask_with(key, None, sent).await?;
+        let plain = self.ask_with(key, None, false, sent).await?;
         if !matches!(plain.kind, Kind::Failure(_)) {
             self.no_edns.store(true, Ordering::Relaxed);
         }
@@ -129,20 +130,21 @@ impl Server {
         self: &Arc<Self>,
         key: &Key,
         edns_size: Option<u16>,
+        again: bool,
         sent: &mut Sent,
     ) -> Result<Answer, Cause> {
         if self.udp {
             sent.udp = true;
-            self.udp_in_flight.fetch_add(1, Ordering::Relaxed);
-            let answer = ask_udp(self.addr, key, edns_size).await;
-            self.udp_in_flight.fetch_sub(1, Ordering::Relaxed);
-            if let Some(answer) = read(answer?, key)? {
+            let answer = {
+                let _counted = InFlight::count(&self.udp_in_flight);
+                ask_udp(self.addr, key, edns_size).await?
+            };
+            if let Some(answer) = read(answer, key)? {
                 return Ok(answer);
             }
         }
-        sent.udp = false;
         sent.tcp = true;
-        let connection = self.connection().await?;
+        let connection = self.connection(again).await?;
         sent.reused = connection.is_used();
         let message = connection.ask(key.clone(), edns_size).answer().await;
         // Over TCP nothing has a reason to be truncated.
@@ -151,7 +153,8 @@ impl Server {
 
     /// The connection with the fewest queries in flight. While all are busy another one is opened
     /// beside them, up to the bound: CoreDNS answers the queries of one connection one by one.
-    async fn connection(self: &Arc<Self>) -> Result<Arc<Connection>, Cause> {
+    /// With `fresh` it is that other one, as long as the bound allows it.
+    async fn connection(self: &Arc<Self>, fresh: bool) -> Result<Arc<Connection>, Cause> {
         loop {
             let room = self.room.notified();
             let mut opened = None;
@@ -160,16 +163,22 @@ impl Server {
                 let best = pool.iter().min_by_key(|connection| connection.in_flight());
                 let load = best.map_or(usize::MAX, |best| best.in_flight());
                 let may_open = pool.len() + self.opening.load(Ordering::Relaxed) < self.settings.max;
-                if may_open && (load > 0 || pool.len() < self.settings.min) {
+                if may_open && (fresh || load > 0 || pool.len() < self.settings.min) {
                     self.opening.fetch_add(1, Ordering::Relaxed);
                     opened = Some(tokio::spawn(Arc::clone(self).open_one()));
                 }
-                if let Some(best) = best.filter(|_| load < self.settings.in_flight) {
+                let waits = fresh && may_open;
+                if let Some(best) = best.filter(|_| load < self.settings.in_flight && !waits) {
                     return Ok(Arc::clone(best));
                 }
             }
             match opened {
-                Some(opened) => opened.await.map_err(|_| Cause::Connect)??,
+                Some(opened) => {
+                    let connection = opened.await.map_err(|_| Cause::Connect)??;
+                    if fresh {
+                        return Ok(connection);
+                    }
+                }
                 None if self.open() == 0 && self.opening.load(Ordering::Relaxed) == 0 => {}
                 None => room.await,
             }
@@ -177,7 +186,7 @@ impl Server {
     }
 
     /// Opens a connection and puts it into the pool.
-    async fn open_one(self: Arc<Self>) -> Result<(), Cause> {
+    async fn open_one(self: Arc<Self>) -> Result<Arc<Connection>, Cause> {
         let stream = timeout(CONNECT, connect(self.addr)).await;
         let connects = &self.counts.connects;
         match &stream {
@@ -185,17 +194,19 @@ impl Server {
             Ok(Err(_)) => connects.failed.add(1),
             Err(_) => connects.timeout.add(1),
         }
-        let connected = matches!(stream, Ok(Ok(_)));
+        let mut opened = Err(Cause::Connect);
         if let Ok(Ok(stream)) = stream {
             // 10 % more or less, so that connections opened together do not end together.
             let age = self.settings.max_age.mul_f64(rand::random_range(0.9..1.1));
             let room = Arc::clone(&self.room);
             let connection = Connection::start(stream, Instant::now() + age, room, Arc::clone(&self.counts));
-            self.connections().push(Arc::new(connection));
+            let connection = Arc::new(connection);
+            self.connections().push(Arc::clone(&connection));
+            opened = Ok(connection);
         }
         self.opening.fetch_sub(1, Ordering::Relaxed);
         self.room.notify_waiters();
-        if connected { Ok(()) } else { Err(Cause::Connect) }
+        opened
     }
 
     /// The usable connections. Those that ended or are too old leave the pool here; an old one
@@ -215,6 +226,22 @@ impl Server {
             connection.idle_for(now) < self.settings.idle && !connection.is_stuck(now, patience)
         });
         self.room.notify_waiters();
+    }
+}
+
+/// One query in flight, counted until it is answered or nobody waits for it any more.
+struct InFlight<'a>(&'a AtomicUsize);
+
+impl<'a> InFlight<'a> {
+    fn count(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Instant;
 use hickory_proto::op::ResponseCode;
 
 use crate::support::{
-    Agent, Nsd, Reaction, Upstream, address_reply, ask, ask_udp, dig, millis, option, query, seconds,
-    wait_until, with_edns,
+    Agent, Nsd, Reaction, Upstream, address_reply, ask, ask_udp, dig, millis, option, query, reply_code,
+    seconds, wait_until, with_edns,
 };
 
 /// Option code of extended errors (RFC 8914).
@@ -174,6 +174,51 @@ fn a_stale_answer_comes_after_client_response_and_the_late_refresh_is_kept() {
     wait_until("the refresh has filled the cache", seconds(5), || {
         ask(agent.address, "slow.example.", "A").answers[0].data.to_string() == "192.0.2.2"
     });
+}
+
+#[test]
+fn a_name_that_expires_while_it_is_refreshed_is_answered_stale() {
+    let silent = Arc::new(AtomicBool::new(false));
+    let is_silent = Arc::clone(&silent);
+    let upstream = Upstream::start(move |query, _| {
+        if is_silent.load(Ordering::Relaxed) {
+            Reaction::Drop
+        } else {
+            Reaction::Answer(address_reply(query, 2, "192.0.2.1"))
+        }
+    });
+    let cache = "prefetch: { hits: 1, at: 50% }, stale: { client_response: 300ms }";
+    let agent = Agent::start(&zone(upstream.tcp(), cache));
+    ask(agent.address, "hot.example.", "A");
+    silent.store(true, Ordering::Relaxed);
+    thread::sleep(millis(1_200));
+    ask(agent.address, "hot.example.", "A"); // a hit, and the refresh begins
+    wait_until("the refresh has begun", seconds(1), || upstream.count_of("hot.example.") == 2);
+    thread::sleep(millis(900));
+    let started = Instant::now();
+    let reply = ask(agent.address, "hot.example.", "A");
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    assert_eq!(reply.answers[0].ttl, 30);
+    assert!(started.elapsed() < millis(900), "{:?}", started.elapsed());
+}
+
+#[test]
+fn an_answer_that_may_not_be_stored_replaces_the_stale_one() {
+    let step = Arc::new(AtomicU8::new(0));
+    let current = Arc::clone(&step);
+    let upstream = Upstream::start(move |query, _| match current.load(Ordering::Relaxed) {
+        0 => Reaction::Answer(address_reply(query, 1, "192.0.2.1")),
+        1 => Reaction::Answer(reply_code(query, ResponseCode::NXDomain)), // without SOA
+        _ => Reaction::Drop,
+    });
+    let agent = Agent::start(&zone(upstream.tcp(), "stale: { client_response: 300ms }"));
+    let code = || ask(agent.address, "gone.example.", "A").metadata.response_code;
+    assert_eq!(code(), ResponseCode::NoError);
+    step.store(1, Ordering::Relaxed);
+    thread::sleep(millis(1_100));
+    assert_eq!(code(), ResponseCode::NXDomain);
+    step.store(2, Ordering::Relaxed);
+    assert_eq!(code(), ResponseCode::ServFail);
 }
 
 #[test]

@@ -38,6 +38,26 @@ fn sigint_ends_it_as_well() {
 }
 
 #[test]
+fn who_still_waits_when_it_ends_is_told() {
+    let upstream = Upstream::start(|_, _| Reaction::Drop);
+    let mut agent = Agent::start(&format!(
+        "zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"], timeout: 30s }}\n",
+        upstream.tcp()
+    ));
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("client socket");
+    socket.connect(agent.address).expect("connect");
+    socket.set_read_timeout(Some(seconds(7))).expect("timeout");
+    socket.send(&message(&query("never.example.", "A"))).expect("send");
+    wait_until("it is in flight", seconds(3), || upstream.count_of("never.example.") >= 1);
+    agent.signal("TERM");
+    let mut buffer = [0; 1_500];
+    let length = socket.recv(&mut buffer).expect("an answer");
+    let reply = Message::from_vec(&buffer[..length]).expect("reply");
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert!(agent.wait(seconds(2)).is_some_and(|status| status.success()));
+}
+
+#[test]
 fn queries_in_flight_at_sigterm_are_answered() {
     let upstream = holding();
     let mut agent = Agent::before(upstream.tcp());

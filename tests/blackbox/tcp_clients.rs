@@ -209,6 +209,36 @@ fn a_reader_that_does_not_read_harms_only_itself() {
 }
 
 #[test]
+fn what_a_deaf_client_goes_on_sending_is_not_read() {
+    let upstream = Upstream::start(|query, _| {
+        let mut reply = address_reply(query, 30, "192.0.2.1");
+        let owner = query.queries[0].name.clone();
+        for n in 0..=254_u8 {
+            let data = hickory_proto::rr::RData::from(IpAddr::from([192, 0, 3, n]));
+            reply.add_answer(hickory_proto::rr::Record::from_rdata(owner.clone(), 30, data));
+        }
+        Reaction::Answer(reply)
+    });
+    let agent = Agent::before(upstream.tcp());
+    ask_tcp(agent.address, &query("large.example.", "A"));
+    let bytes = message(&query("large.example.", "A"));
+    let framed = [&u16::try_from(bytes.len()).expect("small").to_be_bytes(), &bytes[..]].concat();
+    let block = framed.repeat(2_000);
+    let mut deaf = std::net::TcpStream::connect(agent.address).expect("connected");
+    deaf.set_write_timeout(Some(seconds(1))).expect("timeout");
+    let before = agent.resident_kib();
+    let mut sent = 0;
+    while sent < 128 << 20 {
+        match std::io::Write::write(&mut deaf, &block[sent % framed.len()..]) {
+            Ok(written) => sent += written,
+            Err(_) => break,
+        }
+    }
+    let grown = agent.resident_kib().saturating_sub(before);
+    assert!(grown < 16 * 1024, "{grown} KiB of {sent} bytes from one deaf client");
+}
+
+#[test]
 fn kdig_and_dnsperf_are_served_by_tcp() {
     let upstream = Upstream::plain(30);
     let agent = Agent::before(upstream.tcp());

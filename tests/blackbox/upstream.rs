@@ -306,6 +306,10 @@ fn system_servers_are_those_of_the_time() {
         thread::sleep(millis(200));
         address(&format!("after{asked}.example.")) == "192.0.2.2"
     });
+    // As a DHCP client leaves it for a moment.
+    std::fs::write(agent.resolv_conf_path(), "").expect("resolv.conf");
+    thread::sleep(millis(1_500));
+    assert_eq!(address("empty.example."), "192.0.2.2", "the servers known so far stay");
 }
 
 #[test]
