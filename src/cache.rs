@@ -1,8 +1,8 @@
 //! The store of positive and negative answers: one byte budget for all zones.
 //!
-//! moka decides what stays within the budget; this module and its clock (`now`, always an argument)
-//! decide how long an answer counts as fresh. An expired entry stays until its room is needed, since
-//! it may still be served stale.
+//! quick_cache decides what stays within the budget; this module and its clock (`now`, always an
+//! argument) decide how long an answer counts as fresh. An expired entry stays until its room is
+//! needed, since it may still be served stale.
 
 pub mod entry;
 pub mod failure;
@@ -12,19 +12,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use entry::Entry;
-use moka::notification::RemovalCause;
+use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::name;
 use crate::wire::response::Kind;
 
-/// Bytes that an entry costs beside its own: moka's bookkeeping and the allocator's rounding.
+/// Bytes that an entry costs beside its own: the store's bookkeeping and the allocator's rounding.
 /// Measured as the growth of RSS for each of 100,000 entries, less their own bytes.
-const OVERHEAD: usize = 300;
+const OVERHEAD: usize = 150;
+/// What an entry of cluster DNS weighs in all, for the first size of the store's tables.
+const TYPICAL: u64 = 512;
+/// Parts of the store that are locked apart. Each has its share of the budget, and the largest
+/// answer (64 KiB) must fit into the share of the smallest budget (1 MiB).
+const SHARDS: usize = 16;
+
+type Store = quick_cache::sync::Cache<Key, Arc<Entry>, Weight, ahash::RandomState, Evicted>;
 
 /// The store.
 pub struct Cache {
-    store: moka::sync::Cache<Key, Arc<Entry>, ahash::RandomState>,
+    store: Store,
     counts: Arc<Counts>,
 }
 
@@ -37,8 +44,30 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(&self, kind: Kind) -> &AtomicI64 {
-        if kind == Kind::Positive { &self.positive } else { &self.negative }
+    fn add(&self, entry: &Entry, n: i64) {
+        let count = if entry.kind() == Kind::Positive { &self.positive } else { &self.negative };
+        count.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<Key, Arc<Entry>> for Weight {
+    fn weight(&self, key: &Key, entry: &Arc<Entry>) -> u64 {
+        (key.len() + entry.weight() + OVERHEAD) as u64
+    }
+}
+
+#[derive(Clone)]
+struct Evicted(Arc<Counts>);
+
+impl Lifecycle<Key, Arc<Entry>> for Evicted {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _key: Key, entry: Arc<Entry>) {
+        self.0.add(&entry, -1);
+        self.0.evictions.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -59,19 +88,14 @@ impl Cache {
     /// A store that holds at most `budget` bytes.
     pub fn new(budget: u64) -> Self {
         let counts = Arc::new(Counts::default());
-        let listener = Arc::clone(&counts);
-        let store = moka::sync::Cache::builder()
-            .max_capacity(budget)
-            .weigher(|key: &Key, entry: &Arc<Entry>| {
-                u32::try_from(key.len() + entry.weight() + OVERHEAD).unwrap_or(u32::MAX)
-            })
-            .eviction_listener(move |_, entry: Arc<Entry>, cause| {
-                listener.of(entry.kind()).fetch_sub(1, Ordering::Relaxed);
-                if cause == RemovalCause::Size {
-                    listener.evictions.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-            .build_with_hasher(ahash::RandomState::new());
+        let mut options = OptionsBuilder::new();
+        options.shards(SHARDS).estimated_items_capacity((budget / TYPICAL) as usize).weight_capacity(budget);
+        let store = match options.build() {
+            Ok(options) => {
+                Store::with_options(options, Weight, ahash::RandomState::new(), Evicted(Arc::clone(&counts)))
+            }
+            Err(_) => unreachable!("both capacities are set"),
+        };
         Self { store, counts }
     }
 
@@ -80,20 +104,19 @@ impl Cache {
         self.store.get(key.as_bytes())
     }
 
-    /// The entry under a key, fresh or not.
-    pub fn find(&self, key: &Key) -> Option<Arc<Entry>> {
-        self.store.get(key)
-    }
-
-    /// Stores an entry, in the place of an older one.
+    /// Stores an entry, in the place of an older one. One key has one flight, so nothing else
+    /// stores under it meanwhile.
     pub fn store(&self, key: Key, entry: Arc<Entry>) {
-        self.counts.of(entry.kind()).fetch_add(1, Ordering::Relaxed);
+        if let Some(old) = self.store.peek(&key) {
+            self.counts.add(&old, -1);
+        }
+        self.counts.add(&entry, 1);
         self.store.insert(key, entry);
     }
 
     /// All entries, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (Key, Arc<Entry>)> + '_ {
-        self.store.iter().map(|(key, entry)| ((*key).clone(), entry))
+        self.store.iter()
     }
 
     /// The entries of one name, all types.
@@ -103,20 +126,24 @@ impl Cache {
 
     /// Drops the entries for which `chosen` holds, and says how many they were.
     pub fn flush(&self, chosen: impl Fn(&Key) -> bool) -> usize {
-        let keys: Vec<Key> = self.iter().map(|(key, _)| key).filter(|key| chosen(key)).collect();
-        for key in &keys {
-            self.store.invalidate(key);
-        }
-        keys.len()
+        let flushed = AtomicU64::new(0);
+        self.store.retain(|key, entry| {
+            let keep = !chosen(key);
+            if !keep {
+                self.counts.add(entry, -1);
+                flushed.fetch_add(1, Ordering::Relaxed);
+            }
+            keep
+        });
+        flushed.into_inner() as usize
     }
 
     /// What the store holds now.
     pub fn totals(&self) -> Totals {
-        self.store.run_pending_tasks();
         Totals {
             positive: self.counts.positive.load(Ordering::Relaxed),
             negative: self.counts.negative.load(Ordering::Relaxed),
-            bytes: self.store.weighted_size(),
+            bytes: self.store.weight(),
             evictions: self.counts.evictions.load(Ordering::Relaxed),
         }
     }

@@ -52,6 +52,16 @@ pub mod rcode {
     pub const NOTIMP: u16 = 4;
     pub const REFUSED: u16 = 5;
     pub const BADVERS: u16 = 16;
+
+    /// The code's mnemonic, or `RCODE` and its number.
+    pub fn name(rcode: u16) -> String {
+        let known = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED"];
+        match known.get(usize::from(rcode)) {
+            Some(name) => (*name).to_owned(),
+            None if rcode == BADVERS => "BADVERS".to_owned(),
+            None => format!("RCODE{rcode}"),
+        }
+    }
 }
 
 /// Types in use here (IANA DNS parameters).

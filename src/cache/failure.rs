@@ -1,7 +1,9 @@
 //! The memory of resolution failures (RFC 9520), apart from the answers so that it never hides one.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use quick_cache::UnitWeighter;
+use quick_cache::sync::DefaultLifecycle;
 
 use crate::wire::key::{Key, KeyBuf};
 
@@ -40,19 +42,22 @@ pub struct Times {
     pub servfail_max: Duration,
 }
 
+/// RFC 9520 §3.2: no failure counts for longer; a later one is a first one again.
+const FORGET: Duration = Duration::from_secs(300);
+
 /// The memory.
-pub struct Failures(moka::sync::Cache<Key, Arc<Failed>, ahash::RandomState>);
+pub struct Failures(quick_cache::sync::Cache<Key, Failed, UnitWeighter, ahash::RandomState>);
 
 impl Failures {
     /// An empty memory.
     pub fn new() -> Self {
-        Self(
-            moka::sync::Cache::builder()
-                .max_capacity(CAPACITY)
-                // RFC 9520 §3.2: never longer than five minutes. Also forgets back-off counts.
-                .time_to_live(Duration::from_secs(300))
-                .build_with_hasher(ahash::RandomState::new()),
-        )
+        Self(quick_cache::sync::Cache::with(
+            0,
+            CAPACITY,
+            UnitWeighter,
+            ahash::RandomState::new(),
+            DefaultLifecycle::default(),
+        ))
     }
 
     /// The failure that still counts for this question.
@@ -63,29 +68,30 @@ impl Failures {
 
     /// Remembers a failure at `now`.
     pub fn store(&self, key: &Key, cause: Cause, generation: u64, times: &Times, now: Instant) {
-        let before = self.0.get(key).map(|failed| *failed);
-        let failed = Failed::after(before, cause, generation, times, now);
-        self.0.insert(key.clone(), Arc::new(failed));
+        let before = self.0.get(key).filter(|before| now < before.until + FORGET);
+        self.0.insert(key.clone(), Failed::after(before, cause, generation, times, now));
     }
 
     /// Forgets the failure of a question that was answered.
     pub fn clear(&self, key: &Key) {
-        self.0.invalidate(key);
+        self.0.remove(key);
     }
 
     /// Forgets the failures of those questions for which `chosen` holds, and says how many they were.
     pub fn flush(&self, chosen: impl Fn(&Key) -> bool) -> usize {
-        let keys: Vec<Key> = self.0.iter().map(|(key, _)| (*key).clone()).filter(|key| chosen(key)).collect();
-        for key in &keys {
-            self.0.invalidate(key);
-        }
-        keys.len()
+        let before = self.0.len();
+        self.0.retain(|key, _| !chosen(key));
+        before.saturating_sub(self.0.len())
     }
 
-    /// Failures remembered, roughly.
-    pub fn len(&self) -> u64 {
-        self.0.run_pending_tasks();
-        self.0.entry_count()
+    /// Failures remembered, those that no longer count included.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 

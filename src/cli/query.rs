@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::ask::{self, text};
 use crate::admin::control::{Request, parse_type};
 use crate::config::LINK_LOCAL_LISTEN;
+use crate::wire::rcode;
 
 /// Bytes of a UDP answer that we can take.
 const SIZE: u16 = 1232;
@@ -136,7 +137,7 @@ fn print_message(message: &Message) {
         (meta.authentic_data, "ad"),
     ];
     let flags: Vec<&str> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
-    println!(";; {}, id {}, flags {}", meta.response_code, meta.id, flags.join(" "));
+    println!(";; {}, id {}, flags {}", rcode::name(meta.response_code.into()), meta.id, flags.join(" "));
     for query in &message.queries {
         println!(";{}\t{}\t{}", query.name(), query.query_class(), query.query_type());
     }
@@ -160,7 +161,7 @@ fn message_json(message: &Message, took: Option<Duration>) -> Value {
         records.iter().map(ToString::to_string).collect()
     };
     json!({
-        "rcode": message.metadata.response_code.to_string(),
+        "rcode": rcode::name(message.metadata.response_code.into()),
         "answers": lines(&message.answers),
         "authorities": lines(&message.authorities),
         "additionals": lines(&message.additionals),
