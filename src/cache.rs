@@ -23,9 +23,9 @@ use crate::wire::response::Kind;
 const OVERHEAD: usize = 150;
 /// What an entry of cluster DNS weighs in all, for the first size of the store's tables.
 const TYPICAL: u64 = 512;
-/// Parts of the store that are locked apart. Each has its share of the budget, and the largest
-/// answer (64 KiB) must fit into the share of the smallest budget (1 MiB).
-const SHARDS: usize = 16;
+/// Parts of the store that are locked apart. Each has its share of the budget and takes what fits
+/// into 97 % of that; the largest answer (64 KiB) must fit with the smallest budget (1 MiB).
+const SHARDS: usize = 8;
 
 type Store = quick_cache::sync::Cache<Key, Arc<Entry>, Weight, ahash::RandomState, DrivenOut>;
 
