@@ -5,5 +5,11 @@
 
 #[path = "lifetimes/agent.rs"]
 mod agent;
+#[path = "lifetimes/answers_made_here.rs"]
+mod answers_made_here;
+#[path = "lifetimes/expiry.rs"]
+mod expiry;
+#[path = "lifetimes/keys.rs"]
+mod keys;
 #[path = "lifetimes/store.rs"]
 mod store;
