@@ -199,7 +199,8 @@ fn rrset() -> impl Strategy<Value = (u16, Vec<RData>)> {
         };
         (33, targets.into_iter().map(srv).collect())
     });
-    let unknown = (65_280u16..65_535, vec(vec(any::<u8>(), 1..=400), 1..=6)).prop_map(|(code, rdata)| {
+    // Private use (RFC 6895 §3.1), without those that hickory has taken for itself.
+    let unknown = (65_400u16..65_500, vec(vec(any::<u8>(), 1..=400), 1..=6)).prop_map(|(code, rdata)| {
         let unknown = |bytes| RData::Unknown { code: RecordType::from(code), rdata: NULL::with(bytes) };
         (code, rdata.into_iter().map(unknown).collect())
     });
