@@ -55,7 +55,7 @@ struct Weight;
 
 impl Weighter<Key, Arc<Entry>> for Weight {
     fn weight(&self, key: &Key, entry: &Arc<Entry>) -> u64 {
-        (key.len() + entry.weight() + OVERHEAD) as u64
+        (size_of::<Key>() + key.heap() + entry.weight() + OVERHEAD) as u64
     }
 }
 

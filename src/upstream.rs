@@ -178,10 +178,10 @@ impl Pool {
         self.servers.store(Arc::new(wanted.iter().map(make).collect()));
     }
 
-    /// Closes idle connections. Called once a second.
+    /// Lets go of connections that are idle or stuck. Called once a second.
     pub fn tidy(&self) {
         for server in self.servers.load().iter() {
-            server.close_idle();
+            server.tidy(self.definition.timeout);
         }
     }
 

@@ -15,6 +15,8 @@ mod bad_config;
 mod case;
 #[path = "blackbox/control_and_cli.rs"]
 mod control_and_cli;
+#[path = "blackbox/demo.rs"]
+mod demo;
 #[path = "blackbox/expiry.rs"]
 mod expiry;
 #[path = "blackbox/harness.rs"]

@@ -32,11 +32,13 @@ pub struct Style {
 /// A cached answer.
 #[derive(Debug)]
 pub struct Entry {
-    /// The message without OPT, its TTLs clamped.
-    wire: Box<[u8]>,
+    /// The message without OPT, its TTLs clamped; behind it the offsets of the TTLs, two bytes each.
+    /// In one piece, since a hit costs little more than the cache lines that it touches.
+    bytes: Box<[u8]>,
+    /// Bytes of the message.
+    length: usize,
     flags: u16,
     kind: Kind,
-    ttls: Box<[u16]>,
     rotation: Option<Rotation>,
     stored: Instant,
     life: u32,
@@ -48,16 +50,19 @@ impl Entry {
     /// An entry of an answer that came at `now`. A life of 0 means: deliver it, store it not.
     pub fn new(mut answer: Answer, bounds: &Bounds, now: Instant) -> Self {
         let life = bounds.apply(answer.kind, answer.soa, &mut answer.ttls);
-        let mut wire: Box<[u8]> = answer.message.into_boxed_slice();
-        put_u16(&mut wire, 10, answer.additionals);
+        let mut bytes = answer.message;
+        let length = bytes.len();
+        put_u16(&mut bytes, 10, answer.additionals);
+        bytes.reserve_exact(2 * answer.ttls.len());
         for &(at, ttl) in &answer.ttls {
-            put_u32(&mut wire, usize::from(at), ttl);
+            put_u32(&mut bytes, usize::from(at), ttl);
+            bytes.extend(at.to_be_bytes());
         }
         Self {
-            wire,
+            bytes: bytes.into_boxed_slice(),
+            length,
             flags: answer.flags,
             kind: answer.kind,
-            ttls: answer.ttls.iter().map(|&(at, _)| at).collect(),
             rotation: answer.rotation,
             stored: now,
             life,
@@ -98,12 +103,18 @@ impl Entry {
 
     /// Bytes on the heap.
     pub fn weight(&self) -> usize {
-        size_of::<Self>() + self.wire.len() + 2 * self.ttls.len()
+        size_of::<Self>() + self.bytes.len()
     }
 
     /// The whole message as stored.
     pub fn message(&self) -> &[u8] {
-        &self.wire
+        &self.bytes[..self.length]
+    }
+
+    /// Offsets of its TTLs.
+    fn ttls(&self) -> impl Iterator<Item = usize> {
+        let table = self.bytes[self.length..].chunks_exact(2);
+        table.map(|at| usize::from(u16::from_be_bytes([at[0], at[1]])))
     }
 
     /// Counts a hit, and says whether this one should refresh the entry: it was asked at least
@@ -123,12 +134,11 @@ impl Entry {
     /// written anew, addresses rotated, our OPT if the client sent one, and cut to what it can take.
     pub fn write(&self, query: &Query<'_>, ttls: Ttls, style: &Style, out: &mut Vec<u8>) {
         out.clear();
-        out.extend_from_slice(&self.wire);
+        out.extend_from_slice(self.message());
         put_u16(out, 0, query.id);
         put_u16(out, 2, query.reply_flags(self.flags));
         out[HEADER..HEADER + query.name.len()].copy_from_slice(query.name);
-        for &at in &self.ttls {
-            let at = usize::from(at);
+        for at in self.ttls() {
             let ttl = match ttls {
                 Ttls::Aged(age) => u32_at(out, at).unwrap_or(0).saturating_sub(age),
                 Ttls::Fixed(ttl) => ttl,
@@ -159,7 +169,7 @@ impl Entry {
         for to in 0..count {
             let from = first + stride * ((to + shift) % count);
             let to = first + stride * to;
-            out[to..to + size].copy_from_slice(&self.wire[from..from + size]);
+            out[to..to + size].copy_from_slice(&self.bytes[from..from + size]);
         }
     }
 }

@@ -46,7 +46,6 @@ struct Pending {
 pub struct Connection {
     queue: mpsc::UnboundedSender<Ask>,
     shared: Arc<Shared>,
-    opened: Instant,
     /// No new query after this.
     pub retire_at: Instant,
 }
@@ -58,9 +57,18 @@ struct Shared {
     closed: AtomicBool,
     /// Milliseconds from opening to the last query; 0 before the first.
     used_ms: AtomicU64,
+    /// Milliseconds from opening to the last answer, or to the query that came when none was in flight.
+    progress_ms: AtomicU64,
+    opened: Instant,
     /// Wakes those who wait for room.
     room: Arc<Notify>,
     counts: Arc<Counts>,
+}
+
+impl Shared {
+    fn now_ms(&self) -> u64 {
+        self.opened.elapsed().as_millis() as u64
+    }
 }
 
 impl Connection {
@@ -74,12 +82,14 @@ impl Connection {
             in_flight: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             used_ms: AtomicU64::new(0),
+            progress_ms: AtomicU64::new(0),
+            opened: Instant::now(),
             room,
             counts,
         });
         let task = Task { asks, shared: Arc::clone(&shared), pending: HashMap::default() };
         tokio::spawn(task.run(stream));
-        Self { queue, shared, opened: Instant::now(), retire_at }
+        Self { queue, shared, retire_at }
     }
 
     /// Queries in flight on it.
@@ -103,15 +113,24 @@ impl Connection {
             return Duration::ZERO;
         }
         let used = Duration::from_millis(self.shared.used_ms.load(Ordering::Relaxed));
-        now.saturating_duration_since(self.opened + used)
+        now.saturating_duration_since(self.shared.opened + used)
+    }
+
+    /// Whether queries wait on it and none was answered for `patience`: the peer may be gone, or keep
+    /// silent about some names until they fill the connection.
+    pub fn is_stuck(&self, now: Instant, patience: Duration) -> bool {
+        let progress = Duration::from_millis(self.shared.progress_ms.load(Ordering::Relaxed));
+        self.in_flight() > 0 && now.saturating_duration_since(self.shared.opened + progress) > patience
     }
 
     /// Hands a query over, and gives the place where its answer will be.
     pub fn ask(&self, key: Key, edns_size: Option<u16>) -> Waiting {
         let (reply, answer) = oneshot::channel();
-        self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
-        let used_ms = self.opened.elapsed().as_millis() as u64;
-        self.shared.used_ms.store(used_ms.max(1), Ordering::Relaxed);
+        let now_ms = self.shared.now_ms();
+        if self.shared.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.shared.progress_ms.store(now_ms, Ordering::Relaxed);
+        }
+        self.shared.used_ms.store(now_ms.max(1), Ordering::Relaxed);
         // If the task has ended, the sender is dropped with the query and the receiver says so.
         let _ = self.queue.send(Ask { key, edns_size, reply });
         Waiting(answer)
@@ -204,6 +223,7 @@ impl Task {
     /// Hands out the whole answers at the front of `input`. A message that matches no query is
     /// ignored: it may be late, or somebody's attempt.
     fn take_answers(&mut self, input: &mut Vec<u8>) -> Result<(), Broken> {
+        let now_ms = self.shared.now_ms();
         let mut frames = Frames::new(input);
         for message in frames.by_ref() {
             let Some(&id) = message.first_chunk::<2>() else {
@@ -214,6 +234,7 @@ impl Task {
                 continue;
             }
             if let Some(pending) = self.pending.remove(&id) {
+                self.shared.progress_ms.store(now_ms, Ordering::Relaxed);
                 self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
                 let _ = pending.reply.send(message.to_vec());
                 self.shared.room.notify_one();

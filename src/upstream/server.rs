@@ -207,10 +207,14 @@ impl Server {
         pool
     }
 
-    /// Closes connections that nothing has used for a while, before the server does.
-    pub fn close_idle(&self) {
+    /// Lets go of connections that nothing has used for a while, before the server does, and of those
+    /// on which nothing has been answered for `patience`.
+    pub fn tidy(&self, patience: Duration) {
         let now = Instant::now();
-        self.connections().retain(|connection| connection.idle_for(now) < self.settings.idle);
+        self.connections().retain(|connection| {
+            connection.idle_for(now) < self.settings.idle && !connection.is_stuck(now, patience)
+        });
+        self.room.notify_waiters();
     }
 }
 

@@ -1,6 +1,6 @@
 //! How the agent treats its upstreams, as they see it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -10,7 +10,7 @@ use hickory_proto::op::{Edns, ResponseCode};
 
 use crate::support::{
     Agent, Launch, Nsd, Reaction, Transport, Upstream, address_reply, ask, dig, dnsperf, free_port, message,
-    millis, name, reply_code, seconds, wait_until,
+    millis, name, query, reply_code, seconds, wait_until,
 };
 
 #[test]
@@ -325,5 +325,31 @@ fn an_upstream_that_comes_back_is_used_within_seconds() {
     down.store(false, Ordering::Relaxed);
     wait_until("it is answered again", seconds(5), || {
         ask(agent.address, "back.example.", "A").metadata.response_code == ResponseCode::NoError
+    });
+}
+
+#[test]
+fn connections_filled_by_names_that_are_never_answered_are_replaced() {
+    let upstream = Upstream::start(|query, _| {
+        if query.queries[0].name.to_ascii().starts_with("silent") {
+            Reaction::Drop
+        } else {
+            Reaction::Answer(address_reply(query, 300, "192.0.2.1"))
+        }
+    });
+    let agent = Agent::start(&format!(
+        "zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"], timeout: 1s, connections: {{ max: 2, in_flight: 4 }} }}\n",
+        upstream.tcp()
+    ));
+    let client = UdpSocket::bind("127.0.0.1:0").expect("socket");
+    for index in 0..8 {
+        // Two connections of four queries each: nothing else fits beside them.
+        let silent = message(&query(&format!("silent{index}.example."), "A"));
+        client.send_to(&silent, agent.address).expect("sent");
+    }
+    wait_until("the silent ones are all asked", seconds(5), || upstream.count_below("example.") >= 8);
+    wait_until("another name is answered again", seconds(8), || {
+        let reply = ask(agent.address, "good.example.", "A");
+        reply.metadata.response_code == ResponseCode::NoError && reply.answers.len() == 1
     });
 }

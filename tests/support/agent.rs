@@ -18,6 +18,31 @@ fn program() -> PathBuf {
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_nodens")), PathBuf::from)
 }
 
+/// A running `nodens demo`.
+pub(crate) struct Demo {
+    process: Process,
+    _dir: TempDir,
+}
+
+impl Demo {
+    /// Starts it on free ports.
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut command = Command::new(program());
+        command.arg("demo");
+        command.args(["--listen", &format!("127.0.0.1:{}", free_port())]);
+        command.args(["--admin", &format!("127.0.0.1:{}", free_port())]);
+        command.arg("--control").arg(dir.path().join("control.sock"));
+        let process = Process::start(command, "nodens", &dir.path().join("output"));
+        Self { process, _dir: dir }
+    }
+
+    /// What it has printed so far.
+    pub(crate) fn output(&self) -> String {
+        self.process.output()
+    }
+}
+
 /// A run of a subcommand that ended.
 #[derive(Debug)]
 pub(crate) struct Tool {

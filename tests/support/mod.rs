@@ -11,7 +11,7 @@ mod tools;
 mod upstream;
 mod wire;
 
-pub(crate) use agent::{Agent, Launch, nodens};
+pub(crate) use agent::{Agent, Demo, Launch, nodens};
 pub(crate) use http::Http;
 pub(crate) use servers::{Nsd, Unbound};
 pub(crate) use tools::{dig, dnsperf, kdig};

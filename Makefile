@@ -1,0 +1,40 @@
+# What a developer and CI call. `make test` installs what it needs on a fresh Debian machine.
+
+PACKAGES := nsd unbound dnsdist dnsmasq-base dnsperf bind9-dnsutils knot-dnsutils \
+            curl procps util-linux iproute2 ca-certificates gcc libc6-dev
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: help test deps lint bench nightly
+
+help:
+	@echo "make test     install what the tests need (apt, cargo), and run all of them"
+	@echo "make lint     formatting, clippy, documentation, licences"
+	@echo "make bench    the microbenchmarks, and the comparison with other servers (20 minutes)"
+	@echo "make nightly  what takes longer than CI may: the whole comparison, each property 100 times as often"
+
+deps:
+	@if ! dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | grep -c '^installed$$' \
+	    | grep -qx $(words $(PACKAGES)); then \
+	  $(SUDO) apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(PACKAGES); \
+	fi
+	@command -v cargo >/dev/null || { echo "no cargo: install Rust 1.90 or later with rustup (https://rustup.rs)"; exit 1; }
+
+# The Debian servers are started by the tests themselves; those of the packages need not run.
+test: deps
+	cargo test --locked --workspace --all-features
+	cargo test --locked --lib --no-default-features
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	cargo clippy --locked --no-default-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features
+
+bench: deps
+	cargo bench --locked --bench micro
+	cargo bench --locked --bench compare
+
+nightly: deps
+	PROPTEST_CASES=25600 cargo test --locked --test wire_properties
+	cargo bench --locked --bench compare -- --rounds 9 --seconds 8
