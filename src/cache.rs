@@ -23,16 +23,16 @@ use crate::wire::response::Kind;
 const OVERHEAD: usize = 150;
 /// What an entry of cluster DNS weighs in all, for the first size of the store's tables.
 const TYPICAL: u64 = 512;
-/// Parts of the store that are locked apart. Each has its share of the budget, and the largest
-/// answer (64 KiB) must fit into the share of the smallest budget (1 MiB).
-const SHARDS: usize = 16;
+/// Parts of the store that are locked apart. Each has its share of the budget and takes what fits
+/// into 97 % of that; the largest answer (64 KiB) must fit with the smallest budget (1 MiB).
+const SHARDS: usize = 8;
 
-type Store = quick_cache::sync::Cache<Key, Arc<Entry>, Weight, ahash::RandomState, Evicted>;
+type Store = quick_cache::sync::Cache<Key, Arc<Entry>, Weight, ahash::RandomState, DrivenOut>;
 
 /// The store.
 pub struct Cache {
     store: Store,
-    counts: Arc<Counts>,
+    counts: Counts,
 }
 
 /// What the store holds and has lost, for metrics.
@@ -59,15 +59,15 @@ impl Weighter<Key, Arc<Entry>> for Weight {
     }
 }
 
+/// Collects what an insertion drives out: the key's old entry as well as those that make room.
 #[derive(Clone)]
-struct Evicted(Arc<Counts>);
+struct DrivenOut;
 
-impl Lifecycle<Key, Arc<Entry>> for Evicted {
-    type RequestState = ();
+impl Lifecycle<Key, Arc<Entry>> for DrivenOut {
+    type RequestState = Vec<(Key, Arc<Entry>)>;
 
-    fn on_evict(&self, (): &mut (), _key: Key, entry: Arc<Entry>) {
-        self.0.add(&entry, -1);
-        self.0.evictions.fetch_add(1, Ordering::Relaxed);
+    fn on_evict(&self, out: &mut Self::RequestState, key: Key, entry: Arc<Entry>) {
+        out.push((key, entry));
     }
 }
 
@@ -87,16 +87,13 @@ pub struct Totals {
 impl Cache {
     /// A store that holds at most `budget` bytes.
     pub fn new(budget: u64) -> Self {
-        let counts = Arc::new(Counts::default());
         let mut options = OptionsBuilder::new();
         options.shards(SHARDS).estimated_items_capacity((budget / TYPICAL) as usize).weight_capacity(budget);
         let store = match options.build() {
-            Ok(options) => {
-                Store::with_options(options, Weight, ahash::RandomState::new(), Evicted(Arc::clone(&counts)))
-            }
+            Ok(options) => Store::with_options(options, Weight, ahash::RandomState::new(), DrivenOut),
             Err(_) => unreachable!("both capacities are set"),
         };
-        Self { store, counts }
+        Self { store, counts: Counts::default() }
     }
 
     /// The entry under a key, fresh or not.
@@ -104,14 +101,17 @@ impl Cache {
         self.store.get(key.as_bytes())
     }
 
-    /// Stores an entry, in the place of an older one. One key has one flight, so nothing else
-    /// stores under it meanwhile.
+    /// Stores an entry, in the place of an older one.
     pub fn store(&self, key: Key, entry: Arc<Entry>) {
-        if let Some(old) = self.store.peek(&key) {
-            self.counts.add(&old, -1);
-        }
         self.counts.add(&entry, 1);
-        self.store.insert(key, entry);
+        let mut driven_out = Vec::new();
+        self.store.insert_with_lifecycle(key.clone(), entry, &mut driven_out);
+        for (other, entry) in driven_out {
+            self.counts.add(&entry, -1);
+            if other != key {
+                self.counts.evictions.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Drops the entry under a key: what came for it last may not be stored.

@@ -239,6 +239,7 @@ impl Resolver {
 
     /// Lets the client of a miss wait: for the flight of its key, which starts if there is none.
     /// True if there was one.
+    #[expect(clippy::boxed_local, reason = "as it stands in `Step`")]
     pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) -> bool {
         let Miss { key, zone, asked, expired } = *miss;
         match self.flights.join(&key, Waiter { asked, to }) {

@@ -139,6 +139,7 @@ impl Outbox {
     }
 
     /// The buffer for the next message. There is one for each datagram of an inbox.
+    #[expect(clippy::should_implement_trait, reason = "it lends a place, again and again the same")]
     pub fn next(&mut self) -> &mut Vec<u8> {
         &mut self.messages[self.filled]
     }

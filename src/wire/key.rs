@@ -29,8 +29,8 @@ impl KeyBuf {
     pub fn new(query: &Query<'_>) -> Self {
         let mut bytes = [0; PREFIX + name::MAX_NAME];
         let len = PREFIX + query.name.len();
-        bytes[1] =
-            u8::from(query.dnssec_ok()) * DNSSEC_OK | u8::from(query.checking_disabled()) * CHECKING_DISABLED;
+        let dnssec_ok = u8::from(query.dnssec_ok()) * DNSSEC_OK;
+        bytes[1] = dnssec_ok | (u8::from(query.checking_disabled()) * CHECKING_DISABLED);
         bytes[2..4].copy_from_slice(&query.qtype.to_be_bytes());
         bytes[4..6].copy_from_slice(&query.qclass.to_be_bytes());
         bytes[PREFIX..len].copy_from_slice(query.name);

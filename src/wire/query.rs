@@ -226,7 +226,7 @@ mod tests {
             ("short", vec![0; 11], Err(Reject::Short)),
             ("response", packet(0x8100, [1, 0, 0, 0], QUESTION), Err(Reject::Response)),
             ("status", packet(0x1000, [0, 0, 0, 0], b""), Err(Reject::Header(rcode::NOTIMP))),
-            ("no question", packet(0x0100, [0, 0, 0, 0], b""), formerr.map(|()| ())),
+            ("no question", packet(0x0100, [0, 0, 0, 0], b""), formerr),
             ("two questions", packet(0x0100, [2, 0, 0, 0], &QUESTION.repeat(2)), formerr),
             (
                 "an answer",
