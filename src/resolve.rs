@@ -242,7 +242,9 @@ impl Resolver {
     #[expect(clippy::boxed_local, reason = "as it stands in `Step`")]
     pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) -> bool {
         let Miss { key, zone, asked, expired } = *miss;
-        match self.flights.join(&key, Waiter { asked, to }) {
+        let stale =
+            expired.as_ref().is_some_and(|entry| zone.may_serve_stale(entry, asked.received).is_some());
+        match self.flights.join(&key, Waiter { asked, to }, stale) {
             Joined::First => {
                 self.runtime.spawn(Arc::clone(self).fly(key, zone, expired));
                 return false;

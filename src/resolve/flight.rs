@@ -128,14 +128,17 @@ impl Flights {
     }
 
     /// Lets a client wait for the answer to `key`.
-    pub fn join(&self, key: &Key, waiter: Waiter) -> Joined {
+    ///
+    /// `has_stale` says that there is something to answer with if the flight is late; without it
+    /// the client waits like everybody before it.
+    pub fn join(&self, key: &Key, waiter: Waiter, has_stale: bool) -> Joined {
         let mut flights = self.lock();
         if self.waiting.load(Ordering::Relaxed) >= self.max_waiters {
             return Joined::Full(waiter);
         }
         let full = flights.len() >= self.max_flights;
         match flights.get_mut(key) {
-            Some(flight) if flight.late => Joined::Late(waiter),
+            Some(flight) if flight.late && has_stale => Joined::Late(waiter),
             Some(flight) => {
                 if flight.add(waiter) {
                     self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -235,9 +238,9 @@ mod tests {
     fn equal_questions_share_a_flight_and_a_repeated_one_waits_once() {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
         let flights = Flights::new(10, 10);
-        assert!(matches!(flights.join(&key(1), waiter(&socket, 9, 1)), Joined::First));
+        assert!(matches!(flights.join(&key(1), waiter(&socket, 9, 1), true), Joined::First));
         for (port, id) in [(9, 1), (9, 2), (8, 1), (8, 1), (9, 2)] {
-            assert!(matches!(flights.join(&key(1), waiter(&socket, port, id)), Joined::Waiting));
+            assert!(matches!(flights.join(&key(1), waiter(&socket, port, id), true), Joined::Waiting));
         }
         assert_eq!((flights.len(), flights.waiting()), (1, 3));
         assert!(!flights.open(&key(1)));
@@ -249,21 +252,23 @@ mod tests {
     fn flights_and_waiters_are_bounded() {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
         let flights = Flights::new(2, 3);
-        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 1)), Joined::First));
-        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 1)), Joined::First));
-        assert!(matches!(flights.join(&key(3), waiter(&socket, 1, 1)), Joined::Full(_)));
+        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 1), true), Joined::First));
+        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 1), true), Joined::First));
+        assert!(matches!(flights.join(&key(3), waiter(&socket, 1, 1), true), Joined::Full(_)));
         assert!(!flights.open(&key(3)));
-        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 2)), Joined::Waiting));
-        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 3)), Joined::Full(_)));
+        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 2), true), Joined::Waiting));
+        assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 3), true), Joined::Full(_)));
     }
 
     #[test]
     fn who_comes_to_a_late_flight_is_told() {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
         let flights = Flights::new(2, 3);
-        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 1)), Joined::First));
+        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 1), true), Joined::First));
         assert_eq!(flights.turn_late(&key(1)).len(), 1);
-        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 2)), Joined::Late(_)));
-        assert_eq!((flights.land(&key(1)).len(), flights.waiting()), (0, 0));
+        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 2), true), Joined::Late(_)));
+        let without = flights.join(&key(1), waiter(&socket, 1, 3), false);
+        assert!(matches!(without, Joined::Waiting), "nothing stale to give: it waits");
+        assert_eq!((flights.land(&key(1)).len(), flights.waiting()), (1, 0));
     }
 }

@@ -14,7 +14,6 @@ use super::health::Health;
 use super::{Cause, Sent};
 use crate::config::Connections;
 use crate::metrics::{Counter, Histogram};
-use crate::wire::edns::MIN_SIZE;
 use crate::wire::key::Key;
 use crate::wire::response::{Answer, Kind};
 use crate::wire::{flag, rcode, u16_at};
@@ -24,6 +23,8 @@ const CONNECT: Duration = Duration::from_millis(1500);
 /// Unacknowledged data for this long means that the peer is gone (RFC 5482). The kernel needs
 /// a little more to notice.
 const USER_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Room for an answer by UDP: more than we say that we take, for servers that do not listen.
+const DATAGRAM: usize = 4096;
 /// Responses that did not match, after which a UDP try is given up.
 const STRANGERS: usize = 64;
 
@@ -272,7 +273,7 @@ async fn ask_udp(addr: SocketAddr, key: &Key, edns_size: Option<u16>) -> Result<
     let mut query = Vec::with_capacity(300);
     key.write_query(id, edns_size, &mut query);
     socket.send(&query).await.map_err(|_| Cause::Connect)?;
-    let mut message = vec![0; usize::from(edns_size.unwrap_or(MIN_SIZE))];
+    let mut message = vec![0; DATAGRAM];
     for _ in 0..STRANGERS {
         let length = socket.recv(&mut message).await.map_err(|_| Cause::Connect)?;
         let response = &message[..length];
