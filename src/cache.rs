@@ -6,6 +6,7 @@
 
 pub mod entry;
 pub mod failure;
+pub mod front;
 pub mod lifetime;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ type Store = quick_cache::sync::Cache<Key, Arc<Entry>, Weight, ahash::RandomStat
 pub struct Cache {
     store: Store,
     counts: Counts,
+    epoch: AtomicU64,
 }
 
 /// What the store holds and has lost, for metrics.
@@ -93,7 +95,7 @@ impl Cache {
             Ok(options) => Store::with_options(options, Weight, ahash::RandomState::new(), DrivenOut),
             Err(_) => unreachable!("both capacities are set"),
         };
-        Self { store, counts: Counts::default() }
+        Self { store, counts: Counts::default(), epoch: AtomicU64::new(0) }
     }
 
     /// The entry under a key, fresh or not.
@@ -142,7 +144,13 @@ impl Cache {
             }
             keep
         });
+        self.epoch.fetch_add(1, Ordering::Release);
         flushed.into_inner() as usize
+    }
+
+    /// Counts the flushes: what was looked up before one is no longer to be used.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
     }
 
     /// What the store holds now.

@@ -18,6 +18,7 @@ use view::{Target, View, Zone};
 use crate::cache::Cache;
 use crate::cache::entry::{Entry, Style, Ttls};
 use crate::cache::failure::{Cause, Failures};
+use crate::cache::front::Front;
 use crate::config::{Limits, StaleMode};
 use crate::metrics::{Dropped, FLIGHT_JOINS, FLIGHTS_REFUSED, Metrics, Source, Transport};
 use crate::upstream::{self, Attempt, Exchange};
@@ -111,6 +112,7 @@ impl Resolver {
         client: &Client,
         packet: &[u8],
         now: Instant,
+        front: &mut Front,
         out: &mut Vec<u8>,
     ) -> Step {
         let slot = self.metrics.slot(client.slot);
@@ -146,7 +148,7 @@ impl Resolver {
             }
             other => return self.answer_here(view, &other, client, &query, &key, now, out),
         };
-        match self.cache.lookup(&key) {
+        match front.lookup(&self.cache, &key, now) {
             Some(entry) if entry.remaining(now).is_some() => {
                 let style = Style { edns: client.ours, rotate: view.rotate, error: None };
                 entry.write(&query, Ttls::Aged(entry.age(now).as_secs() as u32), &style, out);
@@ -155,11 +157,14 @@ impl Resolver {
                     && entry.wants_refresh(prefetch.hits, prefetch.at, now)
                 {
                     zone.metrics.prefetches.add(1);
-                    self.refresh(key.to_key(), zone, Some(entry));
+                    self.refresh(key.to_key(), zone, Some(Arc::clone(entry)));
                 }
                 Step::Reply(Source::Hit)
             }
-            expired => self.handle_miss(view, zone, client, &query, &key, expired, now, out),
+            expired => {
+                let expired = expired.cloned();
+                self.handle_miss(view, zone, client, &query, &key, expired, now, out)
+            }
         }
     }
 

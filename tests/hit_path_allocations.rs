@@ -10,6 +10,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::rdata::{A, CNAME, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use nodens::cache::entry::Entry;
+use nodens::cache::front::Front;
 use nodens::config::{Config, Server, Zone};
 use nodens::metrics::{Metrics, Source, Transport};
 use nodens::resolve::view::{Target, View};
@@ -90,6 +91,7 @@ fn hits_allocate_nothing() {
     let start = Instant::now();
     // As a worker has it; the longest reply is written before it is cut to the client's size.
     let mut out = Vec::with_capacity(4096);
+    let mut front = Front::new();
     for (what, owner, edns, alias, addresses) in [
         ("one address", "one.default.svc.cluster.local.", false, false, 1),
         ("one address, with OPT", "one.default.svc.cluster.local.", true, false, 1),
@@ -108,7 +110,7 @@ fn hits_allocate_nothing() {
                 // Up to second 26: beyond that an entry is refreshed, which is no mere hit.
                 let now = start + Duration::from_millis(u64::from(id) * 26_000 / u64::from(HITS));
                 let view = resolver.view();
-                let step = resolver.handle(&view, &client, &packet, now, &mut out);
+                let step = resolver.handle(&view, &client, &packet, now, &mut front, &mut out);
                 assert!(matches!(step, Step::Reply(Source::Hit)), "{what}");
             }
         };

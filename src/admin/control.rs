@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::Readiness;
 use crate::cache::entry::Entry;
+use crate::cache::front::Front;
 use crate::cache::is_under;
 use crate::metrics::{Source, Transport};
 use crate::resolve::flight::ReplyTo;
@@ -266,7 +267,7 @@ async fn trace(name: &str, rtype: &str, resolver: &Arc<Resolver>) -> Result<Valu
     let mut out = Vec::new();
     let view = resolver.view();
     let zone = view.zone_of(&name).map(|zone| zone.name.clone());
-    let step = resolver.handle(&view, &client, &packet, started, &mut out);
+    let step = resolver.handle(&view, &client, &packet, started, &mut Front::none(), &mut out);
     drop(view);
     let (result, attempts) = match step {
         Step::Reply(source) => (source.label(), Vec::new()),

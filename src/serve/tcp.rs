@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use super::is_allowed;
+use crate::cache::front::Front;
 use crate::config::Limits;
 use crate::metrics::{Dropped, TCP_CONNECTIONS, Transport};
 use crate::resolve::flight::ReplyTo;
@@ -237,11 +238,12 @@ impl Conversation {
                 keepalive: Some(u16::try_from(self.idle.as_millis() / 100).unwrap_or(u16::MAX)),
             },
         };
+        let mut front = Front::none();
         let mut frames = Frames::new(&self.input);
         while self.in_flight < self.max_in_flight && self.output.len() < UNREAD {
             let Some(packet) = frames.next() else { break };
             *active = now;
-            match resolver.handle(&view, &client, packet, now, &mut self.scratch) {
+            match resolver.handle(&view, &client, packet, now, &mut front, &mut self.scratch) {
                 Step::Reply(source) => {
                     frame::append(&mut self.output, |out| out.extend_from_slice(&self.scratch));
                     metrics.took(source, now.elapsed(), 1);

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::sys::{BATCH, Inbox, Outbox, Peer};
 use super::{Pulse, is_allowed};
+use crate::cache::front::Front;
 use crate::metrics::{Dropped, Source, Transport};
 use crate::resolve::flight::ReplyTo;
 use crate::resolve::view::View;
@@ -37,19 +38,20 @@ impl Worker {
     /// Runs until it is told to stop, and answers what is queued by then.
     pub fn run(self) {
         let mut inbox = Inbox::new();
+        let mut front = Front::new();
         let mut outbox = Outbox::new(usize::from(self.resolver.view().edns_size) + 512);
         while !self.stop.load(Ordering::Relaxed) {
-            self.turn(&mut inbox, &mut outbox, true);
+            self.turn(&mut inbox, &mut front, &mut outbox, true);
         }
         for _ in 0..LAST_BATCHES {
-            if !self.turn(&mut inbox, &mut outbox, false) {
+            if !self.turn(&mut inbox, &mut front, &mut outbox, false) {
                 break;
             }
         }
     }
 
     /// One batch: receive, decide, send. False if there was nothing.
-    fn turn(&self, inbox: &mut Inbox, outbox: &mut Outbox, wait: bool) -> bool {
+    fn turn(&self, inbox: &mut Inbox, front: &mut Front, outbox: &mut Outbox, wait: bool) -> bool {
         let received = inbox.receive(&self.socket, wait);
         let now = Instant::now();
         self.pulse.beat(now);
@@ -68,7 +70,7 @@ impl Worker {
         let view = self.resolver.view();
         let mut answered = [0u64; BATCH];
         for (packet, peer) in inbox.packets() {
-            if let Some(source) = self.packet(&view, packet, &peer, now, outbox) {
+            if let Some(source) = self.packet(&view, packet, &peer, now, front, outbox) {
                 answered[source as usize] += 1;
             }
         }
@@ -90,6 +92,7 @@ impl Worker {
         packet: &[u8],
         peer: &Peer,
         now: Instant,
+        front: &mut Front,
         outbox: &mut Outbox,
     ) -> Option<Source> {
         let metrics = self.resolver.metrics.slot(self.slot);
@@ -105,7 +108,7 @@ impl Worker {
             allowed: is_allowed(&view.allow_from, self.addr.ip(), addr.ip()),
             ours: OurEdns { size: view.edns_size, keepalive: None },
         };
-        match self.resolver.handle(view, &client, packet, now, outbox.next()) {
+        match self.resolver.handle(view, &client, packet, now, front, outbox.next()) {
             Step::Reply(source) => {
                 outbox.commit(peer);
                 return Some(source);

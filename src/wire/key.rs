@@ -25,6 +25,14 @@ pub struct KeyBuf {
 }
 
 impl KeyBuf {
+    /// Bytes of a key before its name.
+    pub const PREFIX: usize = PREFIX;
+
+    /// All of it but the name.
+    pub fn prefix(&self) -> &[u8; PREFIX] {
+        self.bytes.first_chunk().unwrap_or(&[0; PREFIX])
+    }
+
     /// The key of a query, not yet bound to a zone.
     pub fn new(query: &Query<'_>) -> Self {
         let mut bytes = [0; PREFIX + name::MAX_NAME];

@@ -10,6 +10,7 @@ use hickory_proto::rr::rdata::{A, CNAME, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use nodens::cache::entry::Entry;
 use nodens::cache::failure::{Cause, Times};
+use nodens::cache::front::Front;
 use nodens::config::{Config, Server, Zone};
 use nodens::metrics::{Metrics, Source, Transport};
 use nodens::resolve::view::{Target, View};
@@ -198,7 +199,14 @@ impl Agent {
     pub(crate) fn ask_bytes(&self, seconds: f64, packet: &[u8]) -> Outcome {
         let mut out = Vec::new();
         let view = self.resolver.view();
-        match self.resolver.handle(&view, &self.client, packet, self.at(seconds), &mut out) {
+        match self.resolver.handle(
+            &view,
+            &self.client,
+            packet,
+            self.at(seconds),
+            &mut Front::none(),
+            &mut out,
+        ) {
             Step::Reply(source) => {
                 let message = Message::from_vec(&out).expect("a well-formed reply");
                 Outcome::Reply(source, message, out.len())
