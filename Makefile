@@ -10,7 +10,7 @@ help:
 	@echo "make test     install what the tests need (apt, cargo), and run all of them"
 	@echo "make lint     formatting, clippy, documentation, licences"
 	@echo "make bench    the microbenchmarks, and the comparison with other servers (20 minutes)"
-	@echo "make nightly  what takes longer than CI may: the whole comparison, each property 100 times as often"
+	@echo "make nightly  what takes longer than CI may: all benches, and each property 100 times as often"
 
 deps:
 	@if ! dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | grep -c '^installed$$' \
@@ -35,6 +35,5 @@ bench: deps
 	cargo bench --locked --bench micro
 	cargo bench --locked --bench compare
 
-nightly: deps
+nightly: bench
 	PROPTEST_CASES=25600 cargo test --locked --test wire_properties
-	cargo bench --locked --bench compare -- --rounds 9 --seconds 8
