@@ -1,4 +1,14 @@
 //! nodens: the DNS cache agent of a Kubernetes node.
+//!
+//! ```text
+//! serve ──▶ resolve ──┬──▶ cache ─────┬──▶ wire
+//!                     └──▶ upstream ──┘
+//! ```
+//!
+//! [`serve`] takes packets, [`resolve`] decides what happens to a query, [`cache`] answers from memory,
+//! [`upstream`] asks servers, and [`wire`] reads and writes messages. [`zone`], [`config`] and [`metrics`]
+//! are leaves, [`admin`] shows, [`app`] puts all of it together, and [`cli`] is the command line.
+//! Begin with [`resolve::Resolver::handle`]; ARCHITECTURE.md tells the rest.
 
 pub mod admin;
 pub mod app;

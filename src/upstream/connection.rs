@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -32,6 +34,21 @@ const LINGER: Duration = Duration::from_secs(10);
 /// The connection ended before the answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken;
+
+/// The reading side of a stream whose peer may wait for an acknowledgement.
+pub trait Acknowledge {
+    /// Acknowledges what was read at once.
+    fn acknowledge(&self);
+}
+
+impl Acknowledge for OwnedReadHalf {
+    /// A server that leaves Nagle's algorithm on keeps its second answer until the first one is
+    /// acknowledged, which the kernel puts off by up to 40 ms in the hope of data to send along.
+    /// The option holds for what has arrived, so it is set each time (tcp(7), TCP_QUICKACK).
+    fn acknowledge(&self) {
+        let _ = SockRef::from(self.as_ref()).set_tcp_quickack(true);
+    }
+}
 
 /// A query for the connection's task.
 struct Ask {
@@ -78,9 +95,15 @@ impl Shared {
 
 impl Connection {
     /// Starts the task of a connected stream. `room` is told of each answer.
-    pub fn start<S>(stream: S, retire_at: Instant, room: Arc<Notify>, counts: Arc<Counts>) -> Self
+    pub fn start<R, W>(
+        (reader, writer): (R, W),
+        retire_at: Instant,
+        room: Arc<Notify>,
+        counts: Arc<Counts>,
+    ) -> Self
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        R: AsyncRead + Acknowledge + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
     {
         let (queue, asks) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
@@ -93,7 +116,7 @@ impl Connection {
             counts,
         });
         let task = Task { asks, shared: Arc::clone(&shared), pending: HashMap::default() };
-        tokio::spawn(task.run(stream));
+        tokio::spawn(task.run(reader, writer));
         Self { queue, shared, retire_at }
     }
 
@@ -162,8 +185,11 @@ struct Task {
 }
 
 impl Task {
-    async fn run<S: AsyncRead + AsyncWrite>(mut self, stream: S) {
-        let (mut reader, mut writer) = tokio::io::split(stream);
+    async fn run<R, W>(mut self, mut reader: R, mut writer: W)
+    where
+        R: AsyncRead + Acknowledge + Unpin,
+        W: AsyncWrite + Unpin,
+    {
         let mut input = Vec::with_capacity(READ);
         let mut output: Vec<u8> = Vec::new();
         let mut written = 0;
@@ -191,8 +217,11 @@ impl Task {
                     if !matches!(read, Ok(1..)) || self.take_answers(&mut input).is_err() {
                         break;
                     }
-                    if given_up_at.is_some() && self.pending.is_empty() {
+                    if self.pending.is_empty() && given_up_at.is_some() {
                         break;
+                    }
+                    if !self.pending.is_empty() && output.is_empty() {
+                        reader.acknowledge(); // else the queries written next will
                     }
                 }
                 taken = self.asks.recv_many(&mut batch, BATCH), if given_up_at.is_none() => {

@@ -200,7 +200,8 @@ impl Server {
             // 10 % more or less, so that connections opened together do not end together.
             let age = self.settings.max_age.mul_f64(rand::random_range(0.9..1.1));
             let room = Arc::clone(&self.room);
-            let connection = Connection::start(stream, Instant::now() + age, room, Arc::clone(&self.counts));
+            let connection =
+                Connection::start(stream.into_split(), Instant::now() + age, room, Arc::clone(&self.counts));
             let connection = Arc::new(connection);
             self.connections().push(Arc::clone(&connection));
             opened = Ok(connection);
