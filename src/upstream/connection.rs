@@ -23,11 +23,6 @@ use crate::wire::key::Key;
 const READ: usize = 16 * 1024;
 /// Queries put into one write at the most; a query has under 300 bytes.
 const BATCH: usize = 64;
-/// While answers are awaited on it, a connection collects queries until the next one comes, at most
-/// this long: one write then carries several, and the server's answers come together too.
-const HOLD: Duration = Duration::from_millis(1);
-/// Bytes of queries that are not held any longer; about 16 of them.
-const HELD: usize = 1024;
 /// A connection that was given up stays this long for the answers under way on it.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -195,13 +190,10 @@ impl Task {
         let mut written = 0;
         let mut batch = Vec::new();
         let mut given_up_at = None;
-        let mut held = false;
-        let hold = tokio::time::sleep(HOLD);
-        tokio::pin!(hold);
         loop {
             tokio::select! {
                 biased;
-                sent = writer.write(&output[written..]), if written < output.len() && !held => match sent {
+                sent = writer.write(&output[written..]), if written < output.len() => match sent {
                     Ok(0) | Err(_) => break,
                     Ok(bytes) => {
                         self.shared.counts.writes.add(1);
@@ -213,7 +205,6 @@ impl Task {
                     }
                 },
                 read = reader.read_buf(&mut input) => {
-                    held = false;
                     if !matches!(read, Ok(1..)) || self.take_answers(&mut input).is_err() {
                         break;
                     }
@@ -231,18 +222,10 @@ impl Task {
                         }
                         given_up_at = Some(Instant::now() + LINGER);
                     }
-                    let flowing = !self.pending.is_empty();
                     for ask in batch.drain(..) {
                         self.encode(ask, &mut output);
                     }
-                    if flowing && !held && written == 0 && output.len() < HELD {
-                        held = true;
-                        hold.as_mut().reset(Instant::now() + HOLD);
-                    } else if output.len() >= HELD {
-                        held = false;
-                    }
                 }
-                () = &mut hold, if held => held = false,
                 () = tokio::time::sleep_until(given_up_at.unwrap_or_else(Instant::now)), if given_up_at.is_some() => {
                     break;
                 }
