@@ -203,7 +203,7 @@ impl Pool {
         self.servers.load().iter().all(|server| server.health.is_ejected(now))
     }
 
-    /// Asks until there is an answer, inside one deadline: each server up to [`TRIES`] times,
+    /// Asks until there is an answer, inside one deadline: each server up to three times,
     /// beginning where the policy says. A try that fails is followed by the next at once; one by TCP that is
     /// merely slow is joined by a second one. A failure RCODE is taken from one other server at most.
     pub async fn exchange(&self, key: &Key) -> Exchange {
