@@ -19,8 +19,8 @@ use crate::wire::key::{Key, KeyBuf};
 use crate::wire::name;
 use crate::wire::response::Kind;
 
-/// Bytes that an entry costs beside its own: the store's bookkeeping and the allocator's rounding.
-/// Measured as the growth of RSS for each of 100,000 entries, less their own bytes.
+/// Allowance for the store's tables and the allocator's rounding. With it an answer of cluster DNS counts
+/// about 400 bytes; resident memory grows by 385 for each of 10,000 (`compare --only memory`).
 const OVERHEAD: usize = 150;
 /// What an entry of cluster DNS weighs in all, for the first size of the store's tables.
 const TYPICAL: u64 = 512;

@@ -383,7 +383,6 @@ names! {
     facade counter FLIGHT_JOINS = "nodens_flight_joins_total": "Queries that joined a flight already under way.";
     facade counter FLIGHTS_REFUSED = "nodens_flights_refused_total": "Queries refused at the bound of flights or waiters.";
     facade gauge TCP_CONNECTIONS = "nodens_tcp_connections": "TCP clients connected.";
-    facade counter SETUP_ERRORS = "nodens_setup_errors_total": "Steps of the node's set-up that failed.";
     facade gauge BUILD_INFO = "nodens_build_info": "1, labelled with the version.";
     facade gauge CONFIG_INFO = "nodens_config_info": "1, labelled with the hash of the configuration in use.";
     facade counter CONFIG_RELOADS = "nodens_config_reloads_total": "Times the configuration was read again, by result.";
