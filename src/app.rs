@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::control;
 use crate::admin::{self, Admin, Readiness};
@@ -25,13 +25,16 @@ use crate::serve::socket::{self, Listeners};
 use crate::serve::tcp::{Clients, Listener};
 use crate::serve::udp::Worker;
 use crate::serve::{Pulse, socket::HEARTBEAT};
-use crate::upstream::{Pool, system};
+use crate::upstream::transport::Kernel;
+use crate::upstream::{Late, LateAnswer, Pool, system};
 
 mod watch_file;
 use watch_file::WatchedFile;
 
 /// How long a stopping agent waits for what is in flight.
 pub const DRAIN: Duration = Duration::from_secs(5);
+/// Late answers that wait to be kept; beyond it they are lost.
+const LATE: usize = 256;
 /// How often idle connections are closed and watched files are looked at.
 pub const TICK: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,7 @@ pub struct Agent {
     pools: Vec<Arc<Pool>>,
     zones: HashMap<String, Arc<ZoneMetrics>>,
     ours: Vec<IpAddr>,
+    late: Late,
     resolver: Arc<Resolver>,
     clients: Arc<Clients>,
     readiness: Arc<Readiness>,
@@ -113,9 +117,11 @@ impl Agent {
         let addrs: Vec<SocketAddr> = sockets.iter().map(|sockets| sockets.addr).collect();
         let ours: Vec<IpAddr> = addrs.iter().map(SocketAddr::ip).collect();
         let (mut pools, mut zones) = (Vec::new(), HashMap::new());
-        let view = make_view(&config, &mut pools, &mut zones, &metrics, &ours);
+        let (late, late_answers) = mpsc::channel(LATE);
+        let view = make_view(&config, &mut pools, &mut zones, &metrics, (&ours, &late));
         let runtime = tokio::runtime::Handle::current();
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
+        tokio::spawn(keep_late(Arc::clone(&resolver), late_answers));
         let (stop_tasks, stopping) = watch::channel(false);
         let stop_workers = Arc::new(AtomicBool::new(false));
         let clients = Clients::new(config.limits.clone());
@@ -160,6 +166,7 @@ impl Agent {
             pools,
             zones,
             ours,
+            late,
             resolver,
             clients,
             readiness,
@@ -222,7 +229,8 @@ impl Agent {
             return Err(ReloadError::Fixed(key));
         }
         let metrics = Arc::clone(&self.resolver.metrics);
-        let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, &self.ours);
+        let own = (&*self.ours, &self.late);
+        let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, own);
         self.resolver.replace_view(view);
         self.config = new;
         publish_config(&self.hash, 0.0);
@@ -268,13 +276,17 @@ fn make_view(
     pools: &mut Vec<Arc<Pool>>,
     zones: &mut HashMap<String, Arc<ZoneMetrics>>,
     metrics: &Metrics,
-    ours: &[IpAddr],
+    (ours, late): (&[IpAddr], &Late),
 ) -> View {
     let mut used: Vec<Arc<Pool>> = Vec::new();
     let mut names: Vec<String> = Vec::new();
     let view = View::new(config, |zone: &config::Zone| {
         let known = used.iter().chain(pools.iter()).find(|pool| *pool.definition() == zone.upstream);
-        let pool = known.cloned().unwrap_or_else(|| Pool::new(zone.upstream.clone(), config.edns_size, ours));
+        let make = || {
+            let definition = zone.upstream.clone();
+            Pool::with(definition, config.edns_size, ours, Arc::new(Kernel), late.clone())
+        };
+        let pool = known.cloned().unwrap_or_else(make);
         if !used.iter().any(|known| Arc::ptr_eq(known, &pool)) {
             used.push(Arc::clone(&pool));
         }
@@ -289,6 +301,13 @@ fn make_view(
     zones.retain(|name, _| names.contains(name));
     *pools = used;
     view
+}
+
+/// Keeps the answers that came after their clients had been told something else.
+async fn keep_late(resolver: Arc<Resolver>, mut answers: mpsc::Receiver<LateAnswer>) {
+    while let Some(answer) = answers.recv().await {
+        resolver.keep_late(answer);
+    }
 }
 
 fn publish_config(hash: &str, in_use: f64) {

@@ -94,6 +94,8 @@ pub struct Upstream {
     pub policy: ServerPolicy,
     /// Deadline of one query, all tries together.
     pub timeout: Duration,
+    /// Whether names are asked for in mixed case by UDP, which the response must repeat.
+    pub mixed_case: bool,
 }
 
 /// One upstream, as `tcp://10.96.0.10`, `udp://[fd00::a]:5353` or `system`.

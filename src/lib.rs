@@ -6,14 +6,15 @@
 //! ```
 //!
 //! [`serve`] takes packets, [`resolve`] decides what happens to a query, [`cache`] answers from memory,
-//! [`upstream`] asks servers, and [`wire`] reads and writes messages. [`zone`], [`config`] and [`metrics`]
-//! are leaves, [`admin`] shows, [`app`] puts all of it together, and [`cli`] is the command line.
+//! [`upstream`] asks servers, and [`wire`] reads and writes messages. [`zone`], [`config`], [`metrics`]
+//! and [`clock`] are leaves, [`admin`] shows, [`app`] puts all of it together, and [`cli`] is the command line.
 //! Begin with [`resolve::Resolver::handle`]; ARCHITECTURE.md tells the rest.
 
 pub mod admin;
 pub mod app;
 pub mod cache;
 pub mod cli;
+pub mod clock;
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;

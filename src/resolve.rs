@@ -19,13 +19,15 @@ use crate::cache::Cache;
 use crate::cache::entry::{Entry, Style, Ttls};
 use crate::cache::failure::{Cause, Failures};
 use crate::cache::front::Front;
+use crate::clock;
 use crate::config::{Limits, StaleMode};
 use crate::metrics::{Dropped, FLIGHT_JOINS, FLIGHTS_REFUSED, Metrics, Source, Transport};
-use crate::upstream::{self, Attempt, Exchange};
+use crate::upstream::{self, Attempt, Exchange, LateAnswer};
 use crate::wire::edns::ExtendedError;
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::{OurEdns, Query, Reject, write_header_only};
-use crate::wire::rcode;
+use crate::wire::response::{Answer, Kind};
+use crate::wire::{flag, rcode, u16_at};
 
 /// What is known of a client before its query is read.
 #[derive(Debug, Clone, Copy)]
@@ -232,7 +234,7 @@ impl Resolver {
                 return Step::Reply(Source::Stale);
             }
         } else if let Some(cause) = failed {
-            let (code, _) = failure_answer(cause);
+            let code = cause.rcode();
             query.write_empty(code, &client.ours, Some(ExtendedError::CachedError), out);
             zone.metrics.response(client.slot, Source::Failure, code);
             return Step::Reply(Source::Failure);
@@ -275,7 +277,7 @@ impl Resolver {
     async fn fly(self: Arc<Self>, key: Key, zone: Arc<Zone>, expired: Option<Arc<Entry>>) {
         let flight = Landing { resolver: &self, key: &key, zone: &zone };
         let exchange = zone.pool.exchange(&key);
-        let now = Instant::now();
+        let now = clock::now();
         // A refresh ahead of expiry has an entry that is still fresh, and may expire on the way.
         let stale = expired.filter(|entry| {
             zone.stale.is_some()
@@ -288,7 +290,7 @@ impl Resolver {
                 tokio::select! {
                     done = &mut exchange => done,
                     () = tokio::time::sleep(patience) => {
-                        if zone.may_serve_stale(entry, Instant::now()).is_some() {
+                        if zone.may_serve_stale(entry, clock::now()).is_some() {
                             let waiting = self.flights.turn_late(&key);
                             self.answer_without(&zone, Some(entry), waiting, None, &[]);
                         }
@@ -301,16 +303,42 @@ impl Resolver {
         flight.land(stale, done);
     }
 
+    /// Keeps a good answer, and forgets that there was none.
+    fn keep(&self, key: &Key, zone: &Zone, answer: Answer) -> Arc<Entry> {
+        let entry = Arc::new(Entry::new(answer, &zone.bounds, clock::now()));
+        if entry.life() > 0 {
+            self.cache.store(key.clone(), Arc::clone(&entry));
+        } else {
+            self.cache.remove(key);
+        }
+        self.failures.clear(key);
+        zone.answered();
+        entry
+    }
+
+    /// Keeps an answer that nobody waits for any more, unless it is a failure: the next one who asks has it.
+    pub fn keep_late(&self, LateAnswer { key, message }: LateAnswer) {
+        let view = self.view();
+        let zone = view.zone_for(&key);
+        let truncated = u16_at(&message, 2).is_ok_and(|flags| flags & flag::TC != 0);
+        if let (Some(zone), false, Ok(answer)) = (zone, truncated, Answer::read(message, &key))
+            && !matches!(answer.kind, Kind::Failure(_))
+        {
+            zone.pool.answered();
+            self.keep(&key, zone, answer);
+        }
+    }
+
     /// Answers those for whom there is nothing fresh: stale if there is such an entry, else a failure.
     fn answer_without(
         &self,
         zone: &Zone,
         stale: Option<&Entry>,
         waiters: impl IntoIterator<Item = Waiter>,
-        cause: Option<Cause>,
+        cause: Option<upstream::Cause>,
         attempts: &[Attempt],
     ) {
-        let now = Instant::now();
+        let now = clock::now();
         let rotate = self.view().rotate;
         let stale = stale.and_then(|entry| zone.may_serve_stale(entry, now));
         let (code, error) = cause.map_or((rcode::SERVFAIL, ExtendedError::NotReady), failure_answer);
@@ -341,7 +369,8 @@ impl Resolver {
         if !to.send(&out, attempts) {
             self.metrics.slot(shared).dropped(Dropped::Send);
         }
-        self.metrics.slot(shared).took(source, asked.received.elapsed(), 1);
+        let took = clock::now().saturating_duration_since(asked.received);
+        self.metrics.slot(shared).took(source, took, 1);
     }
 }
 
@@ -357,18 +386,10 @@ impl Landing<'_> {
     /// Keeps what came, and answers everybody.
     fn land(self, stale: Option<Arc<Entry>>, done: Exchange) {
         let (resolver, key, zone) = (self.resolver, self.key, self.zone);
-        let now = Instant::now();
         zone.count(&done.attempts);
         match done.result {
             Ok(answer) => {
-                let entry = Arc::new(Entry::new(answer, &zone.bounds, now));
-                if entry.life() > 0 {
-                    resolver.cache.store(key.clone(), Arc::clone(&entry));
-                } else {
-                    resolver.cache.remove(key);
-                }
-                resolver.failures.clear(key);
-                zone.answered();
+                let entry = resolver.keep(key, zone, answer);
                 let rotate = resolver.view().rotate;
                 for waiter in self.end() {
                     resolver.send(zone, waiter, &done.attempts, |query, ours, out| {
@@ -379,13 +400,14 @@ impl Landing<'_> {
                 }
             }
             Err(cause) => {
-                let cause = match cause {
+                let remembered = match cause {
                     upstream::Cause::Rcode(code) => Cause::Rcode(code),
                     _ => Cause::Transport,
                 };
-                zone.failed(cause);
+                zone.failed(remembered);
                 let times = zone.failure_times(stale.is_some());
-                resolver.failures.store(key, cause, zone.pool.generation(), &times, now);
+                let generation = zone.pool.generation();
+                resolver.failures.store(key, remembered, generation, &times, clock::now());
                 let waiters = self.end();
                 resolver.answer_without(zone, stale.as_deref(), waiters, Some(cause), &done.attempts);
             }
@@ -408,10 +430,11 @@ impl Drop for Landing<'_> {
 }
 
 /// The RCODE that a client gets for a failure, and its explanation.
-fn failure_answer(cause: Cause) -> (u16, ExtendedError) {
+fn failure_answer(cause: upstream::Cause) -> (u16, ExtendedError) {
+    use upstream::Cause as Of;
     match cause {
-        Cause::Transport => (rcode::SERVFAIL, ExtendedError::NoReachableAuthority),
-        Cause::Rcode(rcode::REFUSED) => (rcode::REFUSED, ExtendedError::Prohibited),
-        Cause::Rcode(_) => (rcode::SERVFAIL, ExtendedError::NetworkError),
+        Of::Connect | Of::Timeout | Of::NoServer => (rcode::SERVFAIL, ExtendedError::NoReachableAuthority),
+        Of::Rcode(rcode::REFUSED) => (rcode::REFUSED, ExtendedError::Prohibited),
+        Of::Closed | Of::Malformed | Of::Rcode(_) => (rcode::SERVFAIL, ExtendedError::NetworkError),
     }
 }

@@ -1,35 +1,31 @@
 //! Asking servers: a pool takes a question and gives back an answer inside a deadline.
 //!
 //! A pool belongs to an upstream definition, not to a zone. Below it stand servers, each with its
-//! connections. [`Pool::exchange`] is the whole life of one question: which server, how often, when
-//! a second time elsewhere.
+//! connections. [`Pool::exchange`] is the whole life of one question.
 
 pub mod connection;
+mod exchange;
 pub mod health;
 pub mod server;
 pub mod system;
+pub mod transport;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use health::{Candidate, choose};
-use server::Server;
-use tokio::time::Instant;
+use exchange::Asking;
+use server::{Server, Settings};
+use tokio::sync::mpsc;
+use transport::{Kernel, Network};
 
 use crate::config;
 use crate::metrics::Transport;
 use crate::wire::key::Key;
 use crate::wire::rcode;
-use crate::wire::response::{Answer, Kind};
-
-/// dns-rules: tries of one flight at one server.
-const TRIES: u32 = 3;
-/// An answer that is later than this is asked for a second time elsewhere, while the first is awaited.
-const PATIENCE: Duration = Duration::from_millis(1000);
+use crate::wire::response::Answer;
 
 /// Why a try gave no usable answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,10 +72,10 @@ impl Cause {
 /// What went out in one try.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sent {
-    /// A query by UDP.
-    pub udp: bool,
-    /// A query by TCP.
-    pub tcp: bool,
+    /// Queries by UDP.
+    pub udp: u32,
+    /// Queries by TCP.
+    pub tcp: u32,
     /// The connection had carried queries before.
     pub reused: bool,
 }
@@ -98,11 +94,9 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// The transports used.
-    pub fn transports(&self) -> impl Iterator<Item = Transport> {
-        [(self.sent.udp, Transport::Udp), (self.sent.tcp, Transport::Tcp)]
-            .into_iter()
-            .filter_map(|(used, transport)| used.then_some(transport))
+    /// Queries sent, by transport.
+    pub fn queries(&self) -> [(Transport, u32); 2] {
+        [(Transport::Udp, self.sent.udp), (Transport::Tcp, self.sent.tcp)]
     }
 
     /// Whether the server answered, with a failure.
@@ -120,27 +114,58 @@ pub struct Exchange {
     pub attempts: Vec<Attempt>,
 }
 
+/// An answer that came when nobody waited for it any more.
+#[derive(Debug)]
+pub struct LateAnswer {
+    /// What was asked.
+    pub key: Key,
+    /// The response, whose ID and question match.
+    pub message: Vec<u8>,
+}
+
+/// Takes late answers.
+pub type Late = mpsc::Sender<LateAnswer>;
+
 /// Servers that are asked alike.
 pub struct Pool {
     definition: config::Upstream,
     servers: ArcSwap<Vec<Arc<Server>>>,
-    edns_size: u16,
+    settings: Arc<Settings>,
     turn: AtomicUsize,
     /// Counts recoveries: answers after failures. A failure remembered under an older number is void.
     generation: AtomicU64,
-    failing: std::sync::atomic::AtomicBool,
+    failing: AtomicBool,
 }
 
 impl Pool {
-    /// A pool without connections. `ours` are the addresses that `system` must not lead to.
+    /// A pool without connections, whose late answers are lost. `ours` are the addresses that `system`
+    /// must not lead to.
     pub fn new(definition: config::Upstream, edns_size: u16, ours: &[IpAddr]) -> Arc<Self> {
+        Self::with(definition, edns_size, ours, Arc::new(Kernel), mpsc::channel(1).0)
+    }
+
+    /// A pool on this network. `late` takes the answers that nobody waits for any more.
+    pub fn with(
+        definition: config::Upstream,
+        edns_size: u16,
+        ours: &[IpAddr],
+        network: Arc<dyn Network>,
+        late: Late,
+    ) -> Arc<Self> {
+        let settings = Settings {
+            connections: definition.connections.clone(),
+            mixed_case: definition.mixed_case,
+            edns_size,
+            network,
+            late,
+        };
         let pool = Self {
             definition,
             servers: ArcSwap::default(),
-            edns_size,
+            settings: Arc::new(settings),
             turn: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
-            failing: std::sync::atomic::AtomicBool::new(false),
+            failing: AtomicBool::new(false),
         };
         pool.refresh(ours);
         Arc::new(pool)
@@ -179,9 +204,7 @@ impl Pool {
         }
         let make = |&(addr, udp): &(SocketAddr, bool)| {
             let known = old.iter().find(|server| (server.addr, server.udp) == (addr, udp));
-            known.cloned().unwrap_or_else(|| {
-                Server::new(addr, udp, self.definition.connections.clone(), self.edns_size)
-            })
+            known.cloned().unwrap_or_else(|| Server::new(addr, udp, Arc::clone(&self.settings)))
         };
         self.servers.store(Arc::new(wanted.iter().map(make).collect()));
     }
@@ -203,136 +226,19 @@ impl Pool {
         self.servers.load().iter().all(|server| server.health.is_ejected(now))
     }
 
-    /// Asks until there is an answer, inside one deadline: each server up to three times,
-    /// beginning where the policy says. A try that fails is followed by the next at once; one by TCP that is
-    /// merely slow is joined by a second one. A failure RCODE is taken from one other server at most.
+    /// Asks until there is an answer, inside one deadline: each server up to three times, beginning where
+    /// the policy says. A failure RCODE is taken from one other server at most.
     pub async fn exchange(&self, key: &Key) -> Exchange {
-        let started = Instant::now();
-        let deadline = started + self.definition.timeout;
-        let servers = self.servers();
-        let mut tries = vec![0; servers.len()];
-        let mut attempts: Vec<Attempt> = Vec::new();
-        let mut running = FuturesUnordered::new();
-        let mut last = Cause::NoServer;
-        let timer = tokio::time::sleep_until(deadline.min(started + PATIENCE));
-        tokio::pin!(timer);
-        loop {
-            if running.is_empty() {
-                let failures = attempts.iter().filter(|attempt| attempt.answered_failure()).count();
-                let next = if failures > 1 { None } else { self.next(&servers, &mut tries, last) };
-                let Some(index) = next else {
-                    return Exchange { result: Err(last), attempts };
-                };
-                running.push(attempt(&servers[index], key, tries[index] > 1));
-            }
-            tokio::select! {
-                Some((attempt, result)) = running.next() => {
-                    attempts.push(attempt);
-                    match self.judge(result) {
-                        Ok(answer) => return Exchange { result: Ok(answer), attempts },
-                        Err(cause) => last = cause,
-                    }
-                }
-                () = &mut timer => {
-                    if Instant::now() >= deadline {
-                        self.timed_out(&servers, &tries, started, &mut attempts);
-                        return Exchange { result: Err(Cause::Timeout), attempts };
-                    }
-                    if running.len() < 2 && let Some(index) = self.next(&servers, &mut tries, last) {
-                        running.push(attempt(&servers[index], key, tries[index] > 1));
-                    }
-                    timer.as_mut().reset(deadline.min(Instant::now() + PATIENCE));
-                }
-            }
-        }
+        Asking::new(self, key).run().await
     }
 
-    /// The server of the next try; `None` when there is no point in another.
-    fn next(&self, servers: &[Arc<Server>], tries: &mut [u32], last: Cause) -> Option<usize> {
-        let now = std::time::Instant::now();
-        let candidate = |(server, &tries): (&Arc<Server>, &u32)| Candidate {
-            ejected: server.health.is_ejected(now),
-            tries,
-            in_flight: server.in_flight(),
-        };
-        // A server that answered with a failure would do so again; one other may know better.
-        let max_tries = if matches!(last, Cause::Rcode(_)) { 1 } else { TRIES };
-        let index = match servers {
-            [_] => (tries[0] < max_tries).then_some(0)?,
-            _ => {
-                let candidates: Vec<Candidate> = servers.iter().zip(tries.iter()).map(candidate).collect();
-                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-                choose(self.definition.policy, &candidates, max_tries, turn, rand::random::<u32>() as usize)?
-            }
-        };
-        tries[index] += 1;
-        servers[index].health.tried(now);
-        Some(index)
-    }
-
-    /// Sorts an answer from a failure.
-    fn judge(&self, result: Result<Answer, Cause>) -> Result<Answer, Cause> {
-        let answer = result.inspect_err(|_| self.failing.store(true, Ordering::Relaxed))?;
-        if let Kind::Failure(code) = answer.kind {
-            return Err(Cause::Rcode(code));
-        }
+    /// A good answer came. After failures of transport that is a recovery, and voids what is remembered
+    /// of them.
+    pub fn answered(&self) {
         if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
             self.generation.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(answer)
     }
-
-    /// Writes down the tries that the deadline cut off.
-    fn timed_out(&self, servers: &[Arc<Server>], tries: &[u32], started: Instant, log: &mut Vec<Attempt>) {
-        self.failing.store(true, Ordering::Relaxed);
-        for (server, &tries) in servers.iter().zip(tries) {
-            let ended = log.iter().filter(|attempt| attempt.server == server.label).count();
-            if tries as usize > ended {
-                server.health.failed(std::time::Instant::now());
-                let failed = Some(Cause::Timeout);
-                server.counts.failures[Cause::Timeout.index()].add(1);
-                let sent = Sent { udp: server.udp, tcp: !server.udp, reused: false };
-                log.push(Attempt {
-                    server: Arc::clone(&server.label),
-                    sent,
-                    took: started.elapsed(),
-                    failed,
-                });
-            }
-        }
-    }
-}
-
-/// One try at one server, with its marks in health and metrics. `again`: it was asked before.
-async fn attempt(server: &Arc<Server>, key: &Key, again: bool) -> (Attempt, Result<Answer, Cause>) {
-    let started = Instant::now();
-    let mut sent = Sent::default();
-    let result = if server.udp {
-        // A lost datagram is only noticed by its silence.
-        let asked = tokio::time::timeout(PATIENCE, server.ask(key, again, &mut sent)).await;
-        asked.unwrap_or(Err(Cause::Timeout))
-    } else {
-        server.ask(key, again, &mut sent).await
-    };
-    let took = started.elapsed();
-    let failed = match &result {
-        Ok(answer) => {
-            server.health.answered();
-            server.durations.observe(took, 1);
-            match answer.kind {
-                Kind::Failure(code) => Some(Cause::Rcode(code)),
-                _ => None,
-            }
-        }
-        Err(cause) => {
-            server.health.failed(std::time::Instant::now());
-            Some(*cause)
-        }
-    };
-    if let Some(cause) = failed {
-        server.counts.failures[cause.index()].add(1);
-    }
-    (Attempt { server: Arc::clone(&server.label), sent, took, failed }, result)
 }
 
 #[cfg(test)]

@@ -8,14 +8,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those that it may know beside itself; `None` for those that may know all.
-const MAY_IMPORT: [(&str, Option<&[&str]>); 13] = [
+const MAY_IMPORT: [(&str, Option<&[&str]>); 14] = [
     ("wire", Some(&[])),
     ("config", Some(&[])),
+    ("clock", Some(&[])),
     ("metrics", Some(&["wire"])),
     ("zone", Some(&["wire"])),
     ("cache", Some(&["wire", "zone", "config", "metrics"])),
-    ("upstream", Some(&["wire", "zone", "config", "metrics"])),
-    ("resolve", Some(&["cache", "upstream", "wire", "zone", "config", "metrics"])),
+    ("upstream", Some(&["clock", "wire", "zone", "config", "metrics"])),
+    ("resolve", Some(&["clock", "cache", "upstream", "wire", "zone", "config", "metrics"])),
     ("serve", Some(&["resolve", "cache", "upstream", "wire", "zone", "config", "metrics"])),
     ("demo", Some(&[])),
     ("admin", None),

@@ -293,8 +293,8 @@ async fn trace(name: &str, rtype: &str, resolver: &Arc<Resolver>) -> Result<Valu
 fn describe_attempt(attempt: &Attempt) -> Value {
     json!({
         "server": &*attempt.server,
-        "udp": attempt.sent.udp,
-        "tcp": attempt.sent.tcp,
+        "udp": attempt.sent.udp > 0,
+        "tcp": attempt.sent.tcp > 0,
         "connection": if attempt.sent.reused { "reused" } else { "new" },
         "took_us": attempt.took.as_micros() as u64,
         "failed": attempt.failed.map(|cause| cause.label()),

@@ -6,6 +6,7 @@ use quick_cache::UnitWeighter;
 use quick_cache::sync::DefaultLifecycle;
 
 use crate::wire::key::{Key, KeyBuf};
+use crate::wire::rcode;
 
 /// Failures remembered at once. Beyond it the oldest go first; each lasts seconds only.
 const CAPACITY: u64 = 8192;
@@ -19,6 +20,16 @@ pub enum Cause {
     Rcode(u16),
 }
 
+impl Cause {
+    /// The RCODE that clients get.
+    pub fn rcode(self) -> u16 {
+        match self {
+            Self::Rcode(rcode::REFUSED) => rcode::REFUSED,
+            Self::Transport | Self::Rcode(_) => rcode::SERVFAIL,
+        }
+    }
+}
+
 /// A failure that is remembered.
 #[derive(Debug, Clone, Copy)]
 pub struct Failed {
@@ -27,8 +38,11 @@ pub struct Failed {
     until: Instant,
     /// Failures of this kind in a row, for the back-off.
     in_a_row: u32,
-    /// The pool's generation when it failed: a good answer since then voids a transport failure.
+    /// The pool's generation when it failed.
     generation: u64,
+    /// Whether a recovery of the pool voids it: a transport failure, and the pause between the tries
+    /// while a stale answer bridges the gap.
+    until_recovery: bool,
 }
 
 /// How long failures last.
@@ -40,6 +54,8 @@ pub struct Times {
     pub servfail: Duration,
     /// Where its doubling ends.
     pub servfail_max: Duration,
+    /// Whether they are the pause between tries while a stale answer bridges the gap.
+    pub recheck: bool,
 }
 
 /// RFC 9520 §3.2: no failure counts for longer; a later one is a first one again.
@@ -66,7 +82,7 @@ impl Failures {
         failed.counts(generation, now).then_some(failed.cause)
     }
 
-    /// Remembers a failure at `now`.
+    /// Remembers a failure at `now`; `generation` is the pool's.
     pub fn store(&self, key: &Key, cause: Cause, generation: u64, times: &Times, now: Instant) {
         let before = self.0.get(key).filter(|before| now < before.until + FORGET);
         self.0.insert(key.clone(), Failed::after(before, cause, generation, times, now));
@@ -103,7 +119,7 @@ impl Default for Failures {
 
 impl Failed {
     fn counts(&self, generation: u64, now: Instant) -> bool {
-        now < self.until && (self.cause != Cause::Transport || self.generation == generation)
+        now < self.until && (!self.until_recovery || self.generation == generation)
     }
 
     /// The failure that follows `before`. Only failure RCODEs back off.
@@ -114,12 +130,13 @@ impl Failed {
         };
         let lasts = match cause {
             Cause::Transport => times.transport,
-            Cause::Rcode(crate::wire::rcode::SERVFAIL) => {
+            Cause::Rcode(rcode::SERVFAIL) => {
                 (times.servfail * 2u32.saturating_pow(in_a_row.min(16))).min(times.servfail_max)
             }
             Cause::Rcode(_) => times.servfail,
         };
-        Self { cause, until: now + lasts, in_a_row, generation }
+        let until_recovery = cause == Cause::Transport || times.recheck;
+        Self { cause, until: now + lasts, in_a_row, generation, until_recovery }
     }
 }
 
@@ -131,6 +148,7 @@ mod tests {
         transport: Duration::from_secs(1),
         servfail: Duration::from_secs(1),
         servfail_max: Duration::from_secs(10),
+        recheck: false,
     };
 
     #[test]
@@ -152,12 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn a_good_answer_of_the_pool_voids_transport_failures_only() {
+    fn a_good_answer_of_the_pool_voids_transport_failures_and_rechecks_only() {
         let now = Instant::now();
         let transport = Failed::after(None, Cause::Transport, 7, &TIMES, now);
         assert!(transport.counts(7, now) && !transport.counts(8, now));
         let servfail = Failed::after(None, Cause::Rcode(2), 7, &TIMES, now);
         assert!(servfail.counts(8, now));
         assert!(!servfail.counts(8, now + Duration::from_secs(1)));
+        let bridged = Failed::after(None, Cause::Rcode(2), 7, &Times { recheck: true, ..TIMES }, now);
+        assert!(bridged.counts(7, now) && !bridged.counts(8, now));
     }
 }

@@ -68,6 +68,7 @@ impl Upstream {
             connections: Connections::default(),
             policy: ServerPolicy::LeastLoaded,
             timeout: Duration::from_secs(4),
+            mixed_case: false,
         }
     }
 }

@@ -94,6 +94,9 @@ fn write_zone(zone: &Zone, out: &mut String) -> fmt::Result {
             count(connections.in_flight, "query"),
         )?;
     }
+    if upstream.mixed_case {
+        write!(out, ", by UDP in mixed case")?;
+    }
     out.push('\n');
     write_policy(&zone.policy, out)
 }

@@ -15,6 +15,7 @@ use crate::metrics::{Transport, ZoneMetrics};
 use crate::upstream::{Attempt, Pool};
 use crate::wire::class;
 use crate::wire::edns::ExtendedError;
+use crate::wire::key::Key;
 use crate::wire::query::{OurEdns, Query};
 use crate::wire::response::Kind;
 use crate::zone::Suffixes;
@@ -92,6 +93,14 @@ impl View {
         }
     }
 
+    /// The zone that a key is bound to, if its name still belongs to that one.
+    pub fn zone_for(&self, key: &Key) -> Option<&Arc<Zone>> {
+        match self.suffixes.find(key.name()) {
+            Some((labels, Owner::Zone(zone))) if labels == key.suffix_labels() => Some(zone),
+            _ => None,
+        }
+    }
+
     /// The suffix that a name's zone was chosen by, for display.
     pub fn zone_of(&self, name: &Name) -> Option<&Arc<Zone>> {
         match self.suffixes.find(&plain(name)) {
@@ -163,6 +172,7 @@ impl Zone {
                 transport: policy.failure.transport,
                 servfail: policy.failure.servfail,
                 servfail_max: policy.failure.servfail_max,
+                recheck: false,
             },
             failing_since: AtomicU64::new(0),
             requests: Mutex::default(),
@@ -202,6 +212,7 @@ impl Zone {
                 transport: self.times.transport.max(rule.failure_recheck),
                 servfail: self.times.servfail.max(rule.failure_recheck),
                 servfail_max: self.times.servfail_max.max(rule.failure_recheck),
+                recheck: true,
             },
             _ => self.times,
         }
@@ -215,10 +226,10 @@ impl Zone {
                 known.push(Requests { server: Arc::clone(&attempt.server), udp: 0, tcp: 0 });
                 known.len() - 1
             });
-            for transport in attempt.transports() {
+            for (transport, queries) in attempt.queries() {
                 match transport {
-                    Transport::Udp => known[index].udp += 1,
-                    Transport::Tcp => known[index].tcp += 1,
+                    Transport::Udp => known[index].udp += u64::from(queries),
+                    Transport::Tcp => known[index].tcp += u64::from(queries),
                 }
             }
         }

@@ -1,21 +1,20 @@
 //! One persistent connection to a server, with several queries in flight on it.
 //!
 //! A task owns the stream. It takes all queries that wait and sends them in one write, reads as many
-//! answers as there are, and matches each by ID and question. It works on any byte stream with DNS
-//! framing, so that TLS needs no code of its own here.
+//! answers as there are, and matches each by ID and question.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::server::Counts;
+use super::transport::Link;
+use super::{Late, LateAnswer};
 use crate::wire::frame::{self, Frames};
 use crate::wire::key::Key;
 
@@ -23,27 +22,15 @@ use crate::wire::key::Key;
 const READ: usize = 16 * 1024;
 /// Queries put into one write at the most; a query has under 300 bytes.
 const BATCH: usize = 64;
+/// Messages in a row that answer nothing, after which the connection is given up: a server that says
+/// more than it was asked is broken, or somebody else is.
+const STRANGERS: usize = 64;
 /// A connection that was given up stays this long for the answers under way on it.
 const LINGER: Duration = Duration::from_secs(10);
 
 /// The connection ended before the answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Broken;
-
-/// The reading side of a stream whose peer may wait for an acknowledgement.
-pub trait Acknowledge {
-    /// Acknowledges what was read at once.
-    fn acknowledge(&self);
-}
-
-impl Acknowledge for OwnedReadHalf {
-    /// A server that leaves Nagle's algorithm on keeps its second answer until the first one is
-    /// acknowledged, which the kernel puts off by up to 40 ms in the hope of data to send along.
-    /// The option holds for what has arrived, so it is set each time (tcp(7), TCP_QUICKACK).
-    fn acknowledge(&self) {
-        let _ = SockRef::from(self.as_ref()).set_tcp_quickack(true);
-    }
-}
 
 /// A query for the connection's task.
 struct Ask {
@@ -80,6 +67,8 @@ struct Shared {
     /// Wakes those who wait for room.
     room: Arc<Notify>,
     counts: Arc<Counts>,
+    /// Takes the answers that nobody waits for any more.
+    late: Late,
 }
 
 impl Shared {
@@ -90,16 +79,7 @@ impl Shared {
 
 impl Connection {
     /// Starts the task of a connected stream. `room` is told of each answer.
-    pub fn start<R, W>(
-        (reader, writer): (R, W),
-        retire_at: Instant,
-        room: Arc<Notify>,
-        counts: Arc<Counts>,
-    ) -> Self
-    where
-        R: AsyncRead + Acknowledge + Unpin + Send + 'static,
-        W: AsyncWrite + Unpin + Send + 'static,
-    {
+    pub fn start(link: Link, retire_at: Instant, room: Arc<Notify>, counts: Arc<Counts>, late: Late) -> Self {
         let (queue, asks) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             in_flight: AtomicUsize::new(0),
@@ -109,9 +89,10 @@ impl Connection {
             opened: Instant::now(),
             room,
             counts,
+            late,
         });
-        let task = Task { asks, shared: Arc::clone(&shared), pending: HashMap::default() };
-        tokio::spawn(task.run(reader, writer));
+        let task = Task { asks, shared: Arc::clone(&shared), pending: HashMap::default(), strangers: 0 };
+        tokio::spawn(task.run(link));
         Self { queue, shared, retire_at }
     }
 
@@ -177,14 +158,13 @@ struct Task {
     asks: mpsc::UnboundedReceiver<Ask>,
     shared: Arc<Shared>,
     pending: HashMap<u16, Pending, ahash::RandomState>,
+    /// Messages since the last one that answered something.
+    strangers: usize,
 }
 
 impl Task {
-    async fn run<R, W>(mut self, mut reader: R, mut writer: W)
-    where
-        R: AsyncRead + Acknowledge + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    async fn run(mut self, link: Link) {
+        let Link { mut reader, mut writer } = link;
         let mut input = Vec::with_capacity(READ);
         let mut output: Vec<u8> = Vec::new();
         let mut written = 0;
@@ -250,7 +230,7 @@ impl Task {
     }
 
     /// Hands out the whole answers at the front of `input`. A message that matches no query is
-    /// ignored: it may be late, or somebody's attempt.
+    /// ignored, unless there is no end of them.
     fn take_answers(&mut self, input: &mut Vec<u8>) -> Result<(), Broken> {
         let now_ms = self.shared.now_ms();
         let mut frames = Frames::new(input);
@@ -260,12 +240,20 @@ impl Task {
             };
             let id = u16::from_be_bytes(id);
             if self.pending.get(&id).is_none_or(|pending| !pending.key.is_answered_by(message)) {
+                self.strangers += 1;
+                if self.strangers > STRANGERS {
+                    return Err(Broken);
+                }
                 continue;
             }
-            if let Some(pending) = self.pending.remove(&id) {
+            if let Some(Pending { key, reply }) = self.pending.remove(&id) {
+                self.strangers = 0;
                 self.shared.progress_ms.store(now_ms, Ordering::Relaxed);
                 self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-                let _ = pending.reply.send(message.to_vec());
+                if let Err(message) = reply.send(message.to_vec()) {
+                    // Beyond the channel's bound the next client has to ask again.
+                    let _ = self.shared.late.try_send(LateAnswer { key, message });
+                }
                 self.shared.room.notify_one();
             }
         }

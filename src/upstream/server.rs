@@ -1,28 +1,26 @@
 //! One server: its connections, and UDP where that comes first.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{Broken, Connection};
+use super::exchange::{PATIENCE, TRIES};
 use super::health::Health;
-use super::{Cause, Sent};
-use crate::config::Connections;
+use super::transport::Network;
+use super::{Cause, Late, Sent};
+use crate::config;
 use crate::metrics::{Counter, Histogram};
 use crate::wire::key::Key;
 use crate::wire::response::{Answer, Kind};
-use crate::wire::{flag, rcode, u16_at};
+use crate::wire::{HEADER, flag, name, rcode, u16_at};
 
 /// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
 const CONNECT: Duration = Duration::from_millis(1500);
-/// Unacknowledged data for this long means that the peer is gone (RFC 5482). The kernel needs
-/// a little more to notice.
-const USER_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Room for an answer by UDP: more than we say that we take, for servers that do not listen.
 const DATAGRAM: usize = 4096;
 /// Responses that did not match, after which a UDP try is given up.
@@ -50,6 +48,50 @@ pub struct Connects {
     pub timeout: Counter,
 }
 
+/// What the servers of a pool have in common.
+pub struct Settings {
+    /// Bounds of connections.
+    pub connections: config::Connections,
+    /// Whether names go out in mixed case by UDP.
+    pub mixed_case: bool,
+    /// The size in our OPT, bytes.
+    pub edns_size: u16,
+    /// Where servers are.
+    pub network: Arc<dyn Network>,
+    /// Takes the answers that nobody waits for any more.
+    pub late: Late,
+}
+
+/// What a try has sent so far, visible while it is under way.
+#[derive(Debug)]
+pub struct Sending {
+    udp_first: bool,
+    udp: AtomicU32,
+    tcp: AtomicU32,
+    reused: AtomicBool,
+}
+
+impl Sending {
+    /// Nothing yet.
+    pub fn new(udp_first: bool) -> Self {
+        Self { udp_first, udp: AtomicU32::new(0), tcp: AtomicU32::new(0), reused: AtomicBool::new(false) }
+    }
+
+    /// Whether it waits for a datagram: not after UDP has truncated the answer.
+    pub fn is_udp(&self) -> bool {
+        self.udp_first && self.tcp.load(Ordering::Relaxed) == 0
+    }
+
+    /// So far.
+    pub fn sent(&self) -> Sent {
+        Sent {
+            udp: self.udp.load(Ordering::Relaxed),
+            tcp: self.tcp.load(Ordering::Relaxed),
+            reused: self.reused.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// A server of a pool.
 pub struct Server {
     /// Where it is.
@@ -62,8 +104,7 @@ pub struct Server {
     pub health: Health,
     /// Times from asking to the answer.
     pub durations: Histogram,
-    settings: Connections,
-    edns_size: u16,
+    settings: Arc<Settings>,
     /// It answered FORMERR or NOTIMP to our OPT.
     no_edns: AtomicBool,
     pool: Mutex<Vec<Arc<Connection>>>,
@@ -77,7 +118,7 @@ pub struct Server {
 
 impl Server {
     /// A server without connections; they are opened when there is demand.
-    pub fn new(addr: SocketAddr, udp: bool, settings: Connections, edns_size: u16) -> Arc<Self> {
+    pub fn new(addr: SocketAddr, udp: bool, settings: Arc<Settings>) -> Arc<Self> {
         let label: Arc<str> = format!("{}://{addr}", if udp { "udp" } else { "tcp" }).into();
         Arc::new(Self {
             addr,
@@ -86,7 +127,6 @@ impl Server {
             health: Health::default(),
             durations: Histogram::default(),
             settings,
-            edns_size,
             no_edns: AtomicBool::new(false),
             pool: Mutex::default(),
             opening: AtomicUsize::new(0),
@@ -112,15 +152,15 @@ impl Server {
     ///
     /// # Errors
     /// Why there is no usable answer.
-    pub async fn ask(self: &Arc<Self>, key: &Key, again: bool, sent: &mut Sent) -> Result<Answer, Cause> {
-        let edns_size = (!self.no_edns.load(Ordering::Relaxed)).then_some(self.edns_size);
-        let answer = self.ask_with(key, edns_size, again, sent).await?;
+    pub async fn ask(self: &Arc<Self>, key: &Key, again: bool, sending: &Sending) -> Result<Answer, Cause> {
+        let edns_size = (!self.no_edns.load(Ordering::Relaxed)).then_some(self.settings.edns_size);
+        let answer = self.ask_with(key, edns_size, again, sending).await?;
         let refused = matches!(answer.kind, Kind::Failure(rcode::FORMERR | rcode::NOTIMP));
         if edns_size.is_none() || !refused {
             return Ok(answer);
         }
         // RFC 6891 §7: it may not know OPT.
-        let plain = self.ask_with(key, None, false, sent).await?;
+        let plain = self.ask_with(key, None, false, sending).await?;
         if !matches!(plain.kind, Kind::Failure(_)) {
             self.no_edns.store(true, Ordering::Relaxed);
         }
@@ -132,24 +172,62 @@ impl Server {
         key: &Key,
         edns_size: Option<u16>,
         again: bool,
-        sent: &mut Sent,
+        sending: &Sending,
     ) -> Result<Answer, Cause> {
         if self.udp {
-            sent.udp = true;
             let answer = {
                 let _counted = InFlight::count(&self.udp_in_flight);
-                ask_udp(self.addr, key, edns_size).await?
+                self.ask_udp(key, edns_size, sending).await?
             };
             if let Some(answer) = read(answer, key)? {
                 return Ok(answer);
             }
         }
-        sent.tcp = true;
         let connection = self.connection(again).await?;
-        sent.reused = connection.is_used();
+        sending.reused.store(connection.is_used(), Ordering::Relaxed);
+        sending.tcp.fetch_add(1, Ordering::Relaxed);
         let message = connection.ask(key.clone(), edns_size).answer().await;
         // Over TCP nothing has a reason to be truncated.
         read(message.map_err(|Broken| Cause::Closed)?, key)?.ok_or(Cause::Malformed)
+    }
+
+    /// Asks by UDP from a port of its own. A datagram may be lost, so it is sent again after a while, from
+    /// the same port under the same ID; whoever is tired of waiting drops this.
+    async fn ask_udp(&self, key: &Key, edns_size: Option<u16>, sending: &Sending) -> Result<Vec<u8>, Cause> {
+        let datagrams = self.settings.network.datagrams(self.addr).await.map_err(|_| Cause::Connect)?;
+        let id: u16 = rand::random();
+        let mut query = Vec::with_capacity(300);
+        key.write_query(id, edns_size, &mut query);
+        let name = HEADER..HEADER + key.name().len();
+        if self.settings.mixed_case {
+            name::mix_case(&mut query[name.clone()], rand::random);
+        }
+        let is_answer = |response: &[u8]| {
+            response.starts_with(&id.to_be_bytes())
+                && key.is_answered_by(response)
+                && (!self.settings.mixed_case
+                    || u16_at(response, 4) == Ok(0)
+                    || response[name.clone()] == query[name.clone()])
+        };
+        let mut message = vec![0; DATAGRAM];
+        let mut strangers = 0;
+        for _ in 0..TRIES {
+            sending.udp.fetch_add(1, Ordering::Relaxed);
+            datagrams.send(&query).await.map_err(|_| Cause::Connect)?;
+            let resend_at = Instant::now() + PATIENCE;
+            while let Ok(received) = timeout_at(resend_at, datagrams.receive(&mut message)).await {
+                let length = received.map_err(|_| Cause::Connect)?;
+                if is_answer(&message[..length]) {
+                    message.truncate(length);
+                    return Ok(message);
+                }
+                strangers += 1;
+                if strangers == STRANGERS {
+                    return Err(Cause::Malformed);
+                }
+            }
+        }
+        Err(Cause::Timeout)
     }
 
     /// The connection with the fewest queries in flight. While all are busy another one is opened
@@ -163,13 +241,14 @@ impl Server {
                 let pool = self.connections();
                 let best = pool.iter().min_by_key(|connection| connection.in_flight());
                 let load = best.map_or(usize::MAX, |best| best.in_flight());
-                let may_open = pool.len() + self.opening.load(Ordering::Relaxed) < self.settings.max;
-                if may_open && (fresh || load > 0 || pool.len() < self.settings.min) {
+                let may_open =
+                    pool.len() + self.opening.load(Ordering::Relaxed) < self.settings.connections.max;
+                if may_open && (fresh || load > 0 || pool.len() < self.settings.connections.min) {
                     self.opening.fetch_add(1, Ordering::Relaxed);
                     opened = Some(tokio::spawn(Arc::clone(self).open_one()));
                 }
                 let waits = fresh && may_open;
-                if let Some(best) = best.filter(|_| load < self.settings.in_flight && !waits) {
+                if let Some(best) = best.filter(|_| load < self.settings.connections.in_flight && !waits) {
                     return Ok(Arc::clone(best));
                 }
             }
@@ -188,7 +267,7 @@ impl Server {
 
     /// Opens a connection and puts it into the pool.
     async fn open_one(self: Arc<Self>) -> Result<Arc<Connection>, Cause> {
-        let stream = timeout(CONNECT, connect(self.addr)).await;
+        let stream = timeout(CONNECT, self.settings.network.connect(self.addr)).await;
         let connects = &self.counts.connects;
         match &stream {
             Ok(Ok(_)) => connects.ok.add(1),
@@ -198,11 +277,10 @@ impl Server {
         let mut opened = Err(Cause::Connect);
         if let Ok(Ok(stream)) = stream {
             // 10 % more or less, so that connections opened together do not end together.
-            let age = self.settings.max_age.mul_f64(rand::random_range(0.9..1.1));
+            let age = self.settings.connections.max_age.mul_f64(rand::random_range(0.9..1.1));
             let room = Arc::clone(&self.room);
-            let connection =
-                Connection::start(stream.into_split(), Instant::now() + age, room, Arc::clone(&self.counts));
-            let connection = Arc::new(connection);
+            let (counts, late) = (Arc::clone(&self.counts), self.settings.late.clone());
+            let connection = Arc::new(Connection::start(stream, Instant::now() + age, room, counts, late));
             self.connections().push(Arc::clone(&connection));
             opened = Ok(connection);
         }
@@ -225,7 +303,7 @@ impl Server {
     pub fn tidy(&self, patience: Duration) {
         let now = Instant::now();
         self.connections().retain(|connection| {
-            connection.idle_for(now) < self.settings.idle && !connection.is_stuck(now, patience)
+            connection.idle_for(now) < self.settings.connections.idle && !connection.is_stuck(now, patience)
         });
         self.room.notify_waiters();
     }
@@ -253,35 +331,4 @@ fn read(message: Vec<u8>, key: &Key) -> Result<Option<Answer>, Cause> {
         return Ok(None);
     }
     Answer::read(message, key).map(Some).map_err(|_| Cause::Malformed)
-}
-
-async fn connect(addr: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_nodelay(true)?;
-    socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.connect(addr).await
-}
-
-/// Asks by UDP from a socket of its own, so that each query has a random source port (RFC 5452 §9.2).
-async fn ask_udp(addr: SocketAddr, key: &Key, edns_size: Option<u16>) -> Result<Vec<u8>, Cause> {
-    let any = match addr {
-        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    let socket = UdpSocket::bind((any, 0)).await.map_err(|_| Cause::Connect)?;
-    socket.connect(addr).await.map_err(|_| Cause::Connect)?;
-    let id: u16 = rand::random();
-    let mut query = Vec::with_capacity(300);
-    key.write_query(id, edns_size, &mut query);
-    socket.send(&query).await.map_err(|_| Cause::Connect)?;
-    let mut message = vec![0; DATAGRAM];
-    for _ in 0..STRANGERS {
-        let length = socket.recv(&mut message).await.map_err(|_| Cause::Connect)?;
-        let response = &message[..length];
-        if response.starts_with(&id.to_be_bytes()) && key.is_answered_by(response) {
-            message.truncate(length);
-            return Ok(message);
-        }
-    }
-    Err(Cause::Malformed)
 }

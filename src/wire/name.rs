@@ -54,6 +54,19 @@ pub fn eq(a: (&[u8], usize), b: (&[u8], usize)) -> bool {
     }
 }
 
+/// Gives each letter of a plain name either case, as the bits of `random` say: a response must repeat
+/// them, which whoever did not see the query has to guess (draft-vixie-dnsext-dns0x20).
+pub fn mix_case(plain: &mut [u8], random: impl Fn() -> u32) {
+    for run in plain.chunks_mut(32) {
+        let bits = random();
+        for (at, octet) in run.iter_mut().enumerate() {
+            if octet.is_ascii_alphabetic() && bits >> at & 1 == 1 {
+                *octet ^= 0x20;
+            }
+        }
+    }
+}
+
 /// The labels of a plain name, from the left, without the root.
 pub fn labels(plain: &[u8]) -> impl Iterator<Item = &[u8]> {
     Labels::at(plain, 0).map_while(Result::ok)
@@ -166,6 +179,16 @@ mod tests {
         assert!(skip_plain(&of(62), 0).is_err());
         assert_eq!(skip(&of(61), 0), Ok(255));
         assert!(skip(&of(62), 0).is_err());
+    }
+
+    #[test]
+    fn mixing_case_changes_letters_alone() {
+        let mut name = b"\x03w-w\x0bexample1234\x23abcdefghijklmnopqrstuvwxyz012345678\x00".to_vec();
+        let before = name.clone();
+        mix_case(&mut name, || u32::MAX);
+        assert_eq!(name, b"\x03W-W\x0bEXAMPLE1234\x23ABCDEFGHIJKLMNOPQRSTUVWXYZ012345678\x00");
+        mix_case(&mut name, || 0);
+        assert!(name.eq_ignore_ascii_case(&before) && name != before);
     }
 
     #[test]

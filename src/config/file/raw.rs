@@ -136,6 +136,7 @@ pub(super) struct Upstream {
     pub(super) connections: Connections,
     pub(super) policy: Key<String>,
     pub(super) timeout: Key<String>,
+    pub(super) mixed_case: Key<String>,
     pub(super) hedge: Key<WordOr<IgnoredAny>>,
 }
 

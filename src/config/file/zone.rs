@@ -135,6 +135,12 @@ fn upstream(
         timeout: reader.value(&format!("{key}.timeout"), &raw.timeout, default.timeout, |text| {
             value::duration(text, &TIMEOUT)
         }),
+        mixed_case: reader.value(
+            &format!("{key}.mixed_case"),
+            &raw.mixed_case,
+            default.mixed_case,
+            value::flag,
+        ),
         servers: default.servers,
     }
 }

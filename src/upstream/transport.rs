@@ -1,0 +1,124 @@
+//! How servers are reached: the one seam between a pool and the network.
+//!
+//! [`Kernel`] is the real one. Scenario tests put another in its place, whose streams and datagrams are
+//! queues in memory, so that all above runs unchanged under a clock that they hold. Whatever carries
+//! DNS framing can stand here: TLS will be a [`Link`] like any other.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpSocket, UdpSocket};
+
+/// Unacknowledged data for this long means that the peer is gone (RFC 5482). The kernel needs
+/// a little more to notice.
+const USER_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// Something that is being opened.
+pub type Opening<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
+
+/// Where servers are.
+pub trait Network: Send + Sync {
+    /// Opens a stream to a server.
+    fn connect(&self, addr: SocketAddr) -> Opening<Link>;
+
+    /// Opens a way for datagrams to a server and back, from an address that no other has at the time.
+    fn datagrams(&self, addr: SocketAddr) -> Opening<Box<dyn Datagrams>>;
+}
+
+/// Both directions of a stream.
+pub struct Link {
+    /// What the server says.
+    pub reader: Box<dyn Reader>,
+    /// What is said to it.
+    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+}
+
+/// The reading side of a stream whose peer may wait for an acknowledgement.
+pub trait Reader: AsyncRead + Send + Unpin {
+    /// Acknowledges what was read at once.
+    fn acknowledge(&self) {}
+}
+
+impl Reader for OwnedReadHalf {
+    /// A server that leaves Nagle's algorithm on keeps its second answer until the first one is
+    /// acknowledged, which the kernel puts off by up to 40 ms in the hope of data to send along.
+    /// The option holds for what has arrived, so it is set each time (tcp(7), TCP_QUICKACK).
+    fn acknowledge(&self) {
+        let _ = SockRef::from(self.as_ref()).set_tcp_quickack(true);
+    }
+}
+
+/// A way for datagrams to one server, and from nobody else.
+pub trait Datagrams: Send + Sync {
+    /// Sends one.
+    fn poll_send(&self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>>;
+
+    /// Receives one.
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
+}
+
+impl dyn Datagrams {
+    /// Sends one.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub async fn send(&self, datagram: &[u8]) -> io::Result<()> {
+        poll_fn(|cx| self.poll_send(cx, datagram)).await
+    }
+
+    /// Receives one, and says how many bytes it has.
+    ///
+    /// # Errors
+    /// The system's own: that nobody is there, for one.
+    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut buffer = ReadBuf::new(buffer);
+        poll_fn(|cx| self.poll_receive(cx, &mut buffer)).await?;
+        Ok(buffer.filled().len())
+    }
+}
+
+impl Datagrams for UdpSocket {
+    fn poll_send(&self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
+        Self::poll_send(self, cx, datagram).map_ok(|_| ())
+    }
+
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.poll_recv(cx, buffer)
+    }
+}
+
+/// The sockets of this machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel;
+
+impl Network for Kernel {
+    fn connect(&self, addr: SocketAddr) -> Opening<Link> {
+        Box::pin(async move {
+            let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            socket.set_nodelay(true)?;
+            SockRef::from(&socket).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+            let (reader, writer) = socket.connect(addr).await?.into_split();
+            Ok(Link { reader: Box::new(reader), writer: Box::new(writer) })
+        })
+    }
+
+    /// A socket for each query, so that each has a random source port (RFC 5452 §9.2).
+    fn datagrams(&self, addr: SocketAddr) -> Opening<Box<dyn Datagrams>> {
+        Box::pin(async move {
+            let any = match addr {
+                SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            };
+            let socket = UdpSocket::bind((any, 0)).await?;
+            socket.connect(addr).await?;
+            Ok(Box::new(socket) as Box<dyn Datagrams>)
+        })
+    }
+}
