@@ -1,0 +1,281 @@
+//! The language of scenarios: README.md beside the text files tells it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
+
+use crate::network::{Match, Reachable, Transport};
+use crate::records;
+use crate::saying::{Saying, code};
+
+/// The one server of a scenario that names none.
+pub(crate) const SERVER: &str = "192.0.2.53";
+
+pub(crate) struct Scenario {
+    pub(crate) name: String,
+    /// Its configuration in YAML.
+    pub(crate) config: String,
+    /// Each with the line that it begins on.
+    pub(crate) steps: Vec<(usize, Step)>,
+}
+
+pub(crate) enum Step {
+    On(Match, Option<usize>, Box<Saying>),
+    Server(SocketAddr, Reachable),
+    Ask(String, Ask),
+    Expect(String, Expect),
+    Wait(Duration),
+    /// So many queries came upstream since the beginning.
+    Asked(usize, Option<(Name, Option<RecordType>)>),
+    /// The last query upstream for this question looked like this.
+    Sent(Name, RecordType, Vec<String>),
+    Streams {
+        opened: Option<usize>,
+        open: Option<usize>,
+    },
+    Flush,
+}
+
+/// A client's query.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    pub(crate) name: Name,
+    pub(crate) rtype: RecordType,
+    pub(crate) class: DNSClass,
+    pub(crate) options: Vec<String>,
+    /// Instead of all that.
+    pub(crate) raw: Option<Vec<u8>>,
+}
+
+/// What a reply must be.
+#[derive(Default)]
+pub(crate) struct Expect {
+    pub(crate) nothing: Option<Nothing>,
+    pub(crate) code: u16,
+    pub(crate) source: Option<String>,
+    pub(crate) after: Duration,
+    pub(crate) options: Vec<String>,
+    /// Records of each section, if they are told.
+    pub(crate) records: Option<[Vec<Record>; 3]>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nothing {
+    /// Never.
+    Dropped,
+    /// Not yet.
+    Waiting,
+}
+
+struct Line {
+    number: usize,
+    text: String,
+    block: Vec<(usize, String)>,
+}
+
+/// All scenarios of a file.
+pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
+    let mut scenarios: Vec<Scenario> = Vec::new();
+    for Line { number, text, block } in lines(text) {
+        let at = |error: String| format!("{number}: {error}");
+        let (keyword, rest) = text.split_once(' ').map_or((&*text, ""), |(word, rest)| (word, rest.trim()));
+        if keyword == "scenario" {
+            if block.is_empty() {
+                return Err(at(format!("scenario {rest}: say below it which rule it proves")));
+            }
+            scenarios.push(Scenario { name: rest.to_owned(), config: config("", ""), steps: Vec::new() });
+            continue;
+        }
+        let scenario = scenarios.last_mut().ok_or_else(|| at("begin with `scenario NAME`".to_owned()))?;
+        match keyword {
+            "config" => scenario.config = block.iter().map(|(_, line)| format!("{line}\n")).collect(),
+            "cache" => scenario.config = config("", &format!("cache: {rest}")),
+            "upstream" => scenario.config = config(rest, ""),
+            _ => scenario.steps.push((number, step(keyword, rest, &block).map_err(at)?)),
+        }
+    }
+    Ok(scenarios)
+}
+
+/// Lines with what is indented below them; comments and empty lines are passed over.
+fn lines(text: &str) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let number = index + 1;
+        if line.trim().is_empty() || line.trim_start().starts_with('#') {
+            continue;
+        }
+        match line.strip_prefix("  ") {
+            Some(inner) => {
+                if let Some(line) = lines.last_mut() {
+                    line.block.push((number, inner.trim_end().to_owned()));
+                }
+            }
+            None => lines.push(Line { number, text: line.trim_end().to_owned(), block: Vec::new() }),
+        }
+    }
+    lines
+}
+
+/// One zone for everything, with these settings.
+fn config(upstream: &str, cache: &str) -> String {
+    let upstream = match upstream {
+        "" => format!("{{ servers: [\"tcp://{SERVER}\"] }}"),
+        upstream => upstream.to_owned(),
+    };
+    format!("zones:\n  - match: [\".\"]\n    upstream: {upstream}\n    {cache}\n")
+}
+
+fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, String> {
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    match keyword {
+        "on" => on(&words, block),
+        "server" => match words.as_slice() {
+            [server, state] => Ok(Step::Server(
+                address(server)?,
+                match *state {
+                    "up" => Reachable::Yes,
+                    "refuses" => Reachable::Refuses,
+                    "unreachable" => Reachable::Not,
+                    _ => return Err(format!("`{state}`: up, refuses or unreachable")),
+                },
+            )),
+            _ => Err("server ADDRESS up|refuses|unreachable".to_owned()),
+        },
+        "ask" => {
+            let (label, words) = label(&words);
+            Ok(Step::Ask(label, ask(words)?))
+        }
+        "expect" => {
+            let (label, words) = label(&words);
+            Ok(Step::Expect(label, expect(words, block)?))
+        }
+        "wait" => Ok(Step::Wait(time(rest)?)),
+        "asked" => {
+            let count = words.first().and_then(|count| count.parse().ok());
+            let count = count.ok_or("asked N [NAME [TYPE]]")?;
+            let name = words.get(1).map(|name| records::name(name)).transpose()?;
+            let rtype = words.get(2).map(|rtype| records::rtype(rtype)).transpose()?;
+            Ok(Step::Asked(count, name.map(|name| (name, rtype))))
+        }
+        "sent" => match words.as_slice() {
+            [name, rtype, options @ ..] => {
+                let options = options.iter().map(|&option| option.to_owned()).collect();
+                Ok(Step::Sent(records::name(name)?, records::rtype(rtype)?, options))
+            }
+            _ => Err("sent NAME TYPE WHAT...".to_owned()),
+        },
+        "streams" => {
+            let value = |key: &str| words.iter().find_map(|word| word.strip_prefix(key)?.parse().ok());
+            Ok(Step::Streams { opened: value("opened="), open: value("open=") })
+        }
+        "flush" => Ok(Step::Flush),
+        _ => Err(format!("`{keyword}` is no step")),
+    }
+}
+
+/// A first word that ends with a colon names the query.
+fn label<'a, 'b>(words: &'b [&'a str]) -> (String, &'b [&'a str]) {
+    match words {
+        [first, rest @ ..] if first.ends_with(':') => (first.trim_end_matches(':').to_owned(), rest),
+        _ => (String::new(), words),
+    }
+}
+
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| format!("`{text}` is no time"))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse::<IpAddr>()
+        .map(|ip| SocketAddr::new(ip, 53))
+        .or_else(|_| text.parse())
+        .map_err(|_| format!("`{text}` is no address"))
+}
+
+fn on(words: &[&str], block: &[(usize, String)]) -> Result<Step, String> {
+    let [name, rtype, conditions @ ..] = words else {
+        return Err("on NAME TYPE [at SERVER] [udp|tcp] [opt|no-opt] [once|times=N]".to_owned());
+    };
+    let mut of = Match {
+        name: records::name(name)?,
+        rtype: if *rtype == "*" { None } else { Some(records::rtype(rtype)?) },
+        server: None,
+        transport: None,
+        opt: None,
+    };
+    let mut left = None;
+    for condition in conditions {
+        match *condition {
+            "udp" => of.transport = Some(Transport::Udp),
+            "tcp" => of.transport = Some(Transport::Tcp),
+            "opt" => of.opt = Some(true),
+            "no-opt" => of.opt = Some(false),
+            "once" => left = Some(1),
+            other => match other.split_once('=') {
+                Some(("at", server)) => of.server = Some(address(server)?),
+                Some(("times", times)) => {
+                    left = Some(times.parse().map_err(|_| format!("`{other}` wants a number"))?);
+                }
+                _ => return Err(format!("`{other}`: at=SERVER udp tcp opt no-opt once times=N")),
+            },
+        }
+    }
+    Ok(Step::On(of, left, Box::new(Saying::parse(block)?)))
+}
+
+fn ask(words: &[&str]) -> Result<Ask, String> {
+    if let [first, ..] = words
+        && let Some(digits) = first.strip_prefix("raw=")
+    {
+        let raw = Some(records::hex(digits)?);
+        let options = words[1..].iter().map(|&word| word.to_owned()).collect();
+        return Ok(Ask { name: Name::root(), rtype: RecordType::A, class: DNSClass::IN, options, raw });
+    }
+    let [name, rest @ ..] = words else { return Err("ask NAME [CLASS] TYPE [OPTION...]".to_owned()) };
+    let class = rest.first().and_then(|word| records::class(word));
+    let rest = if class.is_some() { &rest[1..] } else { rest };
+    let [rtype, options @ ..] = rest else { return Err("ask NAME [CLASS] TYPE [OPTION...]".to_owned()) };
+    Ok(Ask {
+        name: records::name(name)?,
+        rtype: records::rtype(rtype)?,
+        class: class.unwrap_or(DNSClass::IN),
+        options: options.iter().map(|&word| word.to_owned()).collect(),
+        raw: None,
+    })
+}
+
+fn expect(words: &[&str], block: &[(usize, String)]) -> Result<Expect, String> {
+    let [first, rest @ ..] = words else { return Err("expect RCODE [SOURCE] [WHAT...]".to_owned()) };
+    let mut expect = Expect::default();
+    match *first {
+        "dropped" => expect.nothing = Some(Nothing::Dropped),
+        "waiting" => expect.nothing = Some(Nothing::Waiting),
+        word => expect.code = code(word).ok_or_else(|| format!("`{word}` is no RCODE"))?,
+    }
+    for word in rest {
+        match word.split_once('=') {
+            Some(("after", text)) => expect.after = time(text)?,
+            None if ["hit", "miss", "stale", "failure", "hosts", "local"].contains(word) => {
+                expect.source = Some((*word).to_owned());
+            }
+            _ => expect.options.push((*word).to_owned()),
+        }
+    }
+    if !block.is_empty() {
+        let mut sections: [Vec<Record>; 3] = Default::default();
+        for (number, line) in block {
+            let (section, text) = match line.split_once(' ') {
+                _ if line == "nothing" => continue,
+                Some(("an", text)) => (0, text),
+                Some(("ns", text)) => (1, text),
+                Some(("ar", text)) => (2, text),
+                _ => (0, line.as_str()),
+            };
+            sections[section].push(records::record(text).map_err(|error| format!("line {number}: {error}"))?);
+        }
+        expect.records = Some(sections);
+    }
+    Ok(expect)
+}
