@@ -21,8 +21,6 @@ use crate::wire::{HEADER, flag, name, rcode, u16_at};
 
 /// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
 const CONNECT: Duration = Duration::from_millis(1500);
-/// Room for an answer by UDP: more than we say that we take, for servers that do not listen.
-const DATAGRAM: usize = 4096;
 /// Responses that did not match, after which a UDP try is given up.
 const STRANGERS: usize = 64;
 
@@ -209,16 +207,14 @@ impl Server {
                     || u16_at(response, 4) == Ok(0)
                     || response[name.clone()] == query[name.clone()])
         };
-        let mut message = vec![0; DATAGRAM];
         let mut strangers = 0;
         for _ in 0..TRIES {
             sending.udp.fetch_add(1, Ordering::Relaxed);
             datagrams.send(&query).await.map_err(|_| Cause::Connect)?;
             let resend_at = Instant::now() + PATIENCE;
-            while let Ok(received) = timeout_at(resend_at, datagrams.receive(&mut message)).await {
-                let length = received.map_err(|_| Cause::Connect)?;
-                if is_answer(&message[..length]) {
-                    message.truncate(length);
+            while let Ok(received) = timeout_at(resend_at, datagrams.receive()).await {
+                let message = received.map_err(|_| Cause::Connect)?;
+                if is_answer(&message) {
                     return Ok(message);
                 }
                 strangers += 1;

@@ -8,7 +8,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -19,6 +19,9 @@ use tokio::net::{TcpSocket, UdpSocket};
 /// Unacknowledged data for this long means that the peer is gone (RFC 5482). The kernel needs
 /// a little more to notice.
 const USER_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// Room for an answer by UDP: more than we say that we take, for servers that do not listen.
+const DATAGRAM: usize = 4096;
 
 /// Something that is being opened.
 pub type Opening<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
@@ -73,14 +76,18 @@ impl dyn Datagrams {
         poll_fn(|cx| self.poll_send(cx, datagram)).await
     }
 
-    /// Receives one, and says how many bytes it has.
+    /// Receives one. Only what has come takes memory, so that thousands can wait.
     ///
     /// # Errors
     /// The system's own: that nobody is there, for one.
-    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut buffer = ReadBuf::new(buffer);
-        poll_fn(|cx| self.poll_receive(cx, &mut buffer)).await?;
-        Ok(buffer.filled().len())
+    pub async fn receive(&self) -> io::Result<Vec<u8>> {
+        poll_fn(|cx| {
+            let mut space = [0; DATAGRAM];
+            let mut buffer = ReadBuf::new(&mut space);
+            ready!(self.poll_receive(cx, &mut buffer))?;
+            Poll::Ready(Ok(buffer.filled().to_vec()))
+        })
+        .await
     }
 }
 
