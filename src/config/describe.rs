@@ -223,7 +223,7 @@ zones:
     upstream: { servers: ["tcp://10.96.0.10", "udp://[fd00::a]:5353"], policy: random }
     cache: { stale: { mode: immediate }, prefetch: off }
   - match: [internal]
-    upstream: { servers: ["udp://10.0.0.2"] }
+    upstream: { servers: ["udp://10.0.0.2"], mixed_case: true }
     cache: { stale: off }
 hosts: { records: { "10.0.0.7": [a.internal, b.internal] } }
 log: { format: text, level: debug }
@@ -238,7 +238,7 @@ log: { format: text, level: debug }
              over 1 to 16 connections each with up to 16 queries",
             "  answers stale for 1h past expiry, at once",
             "  never refreshes ahead",
-            "zone internal.: asks udp://10.0.0.2:53, within 4s",
+            "zone internal.: asks udp://10.0.0.2:53, within 4s, by UDP in mixed case",
             "  never answers stale",
             "names in no zone are refused",
             "answers 2 names of 1 static address itself, TTL 30s",

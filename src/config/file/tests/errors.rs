@@ -306,6 +306,7 @@ fn servers() {
 #[test]
 fn upstream_values() {
     for (upstream, expected) in [
+        ("mixed_case: on", "mixed_case: \"on\" is not known here: write true or false"),
         ("timeout: 0s", "timeout: \"0s\" is out of bounds: write 1ms to 30s"),
         ("timeout: 31s", "timeout: \"31s\" is out of bounds: write 1ms to 30s"),
         (
