@@ -88,6 +88,13 @@ impl Drop for Process {
     }
 }
 
+/// The binary that cargo has built, or the one that `NODENS_UNDER_TEST` names: a release build,
+/// or the one out of the image.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("NODENS_UNDER_TEST")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_nodens")), PathBuf::from)
+}
+
 /// What to say when a program can't be started.
 pub(super) fn missing(program: &str, package: &str, error: &std::io::Error) -> String {
     format!("cannot run `{program}` ({error}): install the Debian package `{package}`")
