@@ -3,7 +3,7 @@
 //! Each test runs itself again inside of a network namespace of its own, which is set up as a pod is: the
 //! agent on 169.254.20.10, a resolv.conf with a search path and `ndots:5`. NSD is the cluster's DNS,
 //! Unbound the resolver outside. This needs root. Debian packages: iproute2, nsd, unbound, gcc, libc6-dev,
-//! musl-tools, libc-ares-dev, libc-bin, python3-minimal, python3-dnspython, openjdk-17-jdk-headless, golang-go.
+//! musl-tools, libc-ares-dev, libc-bin, python3-minimal, python3-dnspython, default-jdk-headless, golang-go.
 
 #[path = "stubs/cluster.rs"]
 mod cluster;

@@ -1,6 +1,7 @@
 //! A small cluster inside of a namespace: its DNS, the resolver outside, and the agent between them and pods.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -29,15 +30,21 @@ impl Cluster {
             "$ORIGIN com.\n@ 60 IN SOA ns.com. host.com. 1 3600 600 86400 60\n@ 60 IN NS ns.com.\n{}\n",
             OUTSIDE.join("\n")
         );
-        Self::before(Nsd::start(&[CLUSTER_ZONE, REVERSE_ZONE, ("com", &outside)]))
+        Self::before(Nsd::start(&[CLUSTER_ZONE, REVERSE_ZONE, ("com", &outside)]), "")
     }
 
     /// The cluster's DNS knows its own zones alone.
     pub(crate) fn without_outside() -> Self {
-        Self::before(Nsd::cluster())
+        Self::before(Nsd::cluster(), "")
     }
 
-    fn before(nsd: Nsd) -> Self {
+    /// With one zone more, whose server is given.
+    pub(crate) fn with_zone(zone: &str, server: SocketAddr) -> Self {
+        let zone = format!("  - match: [{zone}]\n    upstream: {{ servers: [\"tcp://{server}\"] }}\n");
+        Self::before(Nsd::cluster(), &zone)
+    }
+
+    fn before(nsd: Nsd, further_zones: &str) -> Self {
         let unbound = Unbound::outside();
         let dir = tempfile::tempdir().expect("temporary directory");
         let address = format!("{ADDRESS}:53");
@@ -47,7 +54,7 @@ impl Cluster {
         let content = format!(
             "listen: [\"{address}\"]\nadmin: \"{}\"\ncontrol: {control}\nzones:\n  \
              - match: [cluster.local, in-addr.arpa, ip6.arpa]\n    upstream: {{ servers: [\"tcp://{}\"] }}\n  \
-             - match: [\".\"]\n    upstream: {{ servers: [\"udp://{}\"] }}\n",
+             - match: [\".\"]\n    upstream: {{ servers: [\"udp://{}\"] }}\n{further_zones}",
             admin.address, nsd.address, unbound.address
         );
         fs::write(&config, content).expect("config");
@@ -79,6 +86,11 @@ impl Cluster {
     /// Queries that went upstream.
     pub(crate) fn sent_upstream(&self) -> f64 {
         self.admin.count("nodens_upstream_requests_total", &[])
+    }
+
+    /// Answers past their life that went to clients.
+    pub(crate) fn stale_answers(&self) -> f64 {
+        self.admin.count("nodens_responses_total", &[("source", "stale")])
     }
 
     /// Makes the agent forget all answers, so that the next client is the first.

@@ -33,9 +33,16 @@ pub(crate) fn built() -> &'static Path {
         let gcc = ["-O1", "-Wall", "-Wextra", "-Werror", "-o"];
         compile("gcc", "gcc libc6-dev", &fresh, &gcc, "glibc", &["libc.c", "-lresolv"]);
         compile("musl-gcc", "musl-tools", &fresh, &gcc, "musl", &["libc.c", "-static"]);
-        compile("gcc", "libc-ares-dev", &fresh, &gcc, "cares", &["cares.c", "-lcares"]);
+        compile(
+            "gcc",
+            "libc-ares-dev",
+            &fresh,
+            &gcc,
+            "cares",
+            &["cares.c", "-Wno-deprecated-declarations", "-lcares"],
+        );
         compile("go", "golang-go", &fresh, &["build", "-o"], "go", &["stub.go"]);
-        compile("javac", "openjdk-17-jdk-headless", &fresh, &["-d"], ".", &["Stub.java"]);
+        compile("javac", "default-jdk-headless", &fresh, &["-d"], ".", &["Stub.java"]);
         for entry in fs::read_dir(&fresh).expect("compiled clients").flatten() {
             fs::rename(entry.path(), directory.join(entry.file_name())).expect("a file moved");
         }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use crate::programs::{directory, sources};
 use crate::support::{missing, seconds};
 
-/// Longer than any stub resolver's own patience here, search path included.
-const PATIENCE: Duration = seconds(90);
+/// Longer than any stub resolver's own patience here.
+const PATIENCE: Duration = seconds(60);
 
 /// One stub resolver and what its API offers.
 pub(crate) struct Stub {
@@ -30,6 +30,8 @@ pub(crate) struct Stub {
     pub(crate) edns: bool,
     /// What it says where the name exists without addresses.
     pub(crate) nodata: &'static str,
+    /// What it says of an alias whose target has no addresses, or is not in the answer.
+    pub(crate) bare_alias: &'static str,
     /// What it says when the server fails.
     pub(crate) server_failure: &'static str,
 }
@@ -44,18 +46,25 @@ const PLAIN: Stub = Stub {
     by_tcp: true,
     edns: false,
     nodata: "NODATA",
+    bare_alias: "NODATA",
     server_failure: "AGAIN",
 };
 
+/// glibc's getaddrinfo, whoever calls it.
+const GLIBC: Stub = Stub { package: "libc6-dev", bare_alias: "NOTFOUND", ..PLAIN };
+
+/// c-ares counts a server that fails as one that it cannot reach.
+const CARES: Stub =
+    Stub { package: "libc-ares-dev", server_failure: "Could not contact DNS servers", ..PLAIN };
+
 pub(crate) const STUBS: [Stub; 11] = [
-    Stub { name: "glibc", run: &["{built}/glibc"], package: "libc6-dev", ..PLAIN },
+    Stub { name: "glibc", run: &["{built}/glibc"], ..GLIBC },
     Stub {
         name: "glibc with edns0",
         run: &["{built}/glibc"],
         environment: Some(("RES_OPTIONS", "edns0")),
-        package: "libc6-dev",
         edns: true,
-        ..PLAIN
+        ..GLIBC
     },
     // It says the same for every failure.
     Stub {
@@ -65,23 +74,26 @@ pub(crate) const STUBS: [Stub; 11] = [
         services: false,
         nodata: "NOTFOUND",
         server_failure: "NOTFOUND",
-        ..PLAIN
+        ..GLIBC
     },
-    Stub { name: "musl", run: &["{built}/musl"], package: "musl-tools", by_tcp: false, ..PLAIN },
-    Stub { name: "c-ares", run: &["{built}/cares"], package: "libc-ares-dev", ..PLAIN },
+    // Before 1.2.4 it has no TCP. It does not tell NODATA from NXDOMAIN.
     Stub {
-        name: "c-ares with EDNS",
-        run: &["{built}/cares", "edns"],
-        package: "libc-ares-dev",
-        edns: true,
+        name: "musl",
+        run: &["{built}/musl"],
+        package: "musl-tools",
+        by_tcp: false,
+        nodata: "NOTFOUND",
+        bare_alias: "NOTFOUND",
         ..PLAIN
     },
+    Stub { name: "c-ares", run: &["{built}/cares"], ..CARES },
+    Stub { name: "c-ares with EDNS", run: &["{built}/cares", "edns"], edns: true, ..CARES },
     Stub {
         name: "Python",
         run: &["/usr/bin/python3", "{sources}/stub.py"],
         package: "python3-minimal",
         services: false,
-        ..PLAIN
+        ..GLIBC
     },
     Stub {
         name: "dnspython",
@@ -92,19 +104,27 @@ pub(crate) const STUBS: [Stub; 11] = [
     Stub {
         name: "Java InetAddress",
         run: &["java", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", "{built}", "Stub"],
-        package: "openjdk-17-jdk-headless",
+        package: "default-jdk-headless",
         services: false,
-        ..PLAIN
+        ..GLIBC
     },
     Stub {
         name: "Java JNDI",
         run: &["java", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", "{built}", "Stub", "jndi"],
-        package: "openjdk-17-jdk-headless",
+        package: "default-jdk-headless",
         searches: false,
         ..PLAIN
     },
     // It does not tell NODATA from NXDOMAIN.
-    Stub { name: "Go", run: &["{built}/go"], package: "golang-go", edns: true, nodata: "NOTFOUND", ..PLAIN },
+    Stub {
+        name: "Go",
+        run: &["{built}/go"],
+        package: "golang-go",
+        edns: true,
+        nodata: "NOTFOUND",
+        bare_alias: "NOTFOUND",
+        ..PLAIN
+    },
 ];
 
 /// What a stub resolver said, and after how long.

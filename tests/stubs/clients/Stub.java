@@ -1,6 +1,7 @@
 import java.io.BufferedReader;
 import java.io.InputStreamReader;
 import java.net.InetAddress;
+import java.net.SocketTimeoutException;
 import java.net.UnknownHostException;
 import java.security.Security;
 import java.util.ArrayList;
@@ -82,7 +83,7 @@ public class Stub {
         } catch (ServiceUnavailableException error) {
             return "FAILED AGAIN";
         } catch (NamingException error) {
-            return "FAILED " + error;
+            return "FAILED " + (error.getRootCause() instanceof SocketTimeoutException ? "TIMEOUT" : error);
         }
         return found.isEmpty() ? "FAILED NODATA" : "OK " + String.join(" ", found);
     }
