@@ -72,8 +72,8 @@ fn a_silent_server_is_a_temporary_failure_before_stubs_give_up() {
         let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
         let _cluster = Cluster::with_zone("silent.test", silent.local_addr().expect("its address"));
         let said = ask_for_unknown(clients().collect(), "silent.test.");
-        // A stub resolver that hears nothing for 5 s says something else: Go and dnspython a timeout. JNDI asks
-        // again after 1 s and later, ends with the answer, and tells what came of its first try.
+        // One that hears nothing in its 5 s says something else: c-ares and dnspython a timeout. JNDI asks again
+        // after 1 s and later, ends with the answer, and tells what came of its first try.
         let kind = |stub: &Stub| if stub.name == "Java JNDI" { "TIMEOUT" } else { stub.server_failure };
         assert_all_failed(&said, kind);
         for (stub, said) in said {

@@ -103,14 +103,14 @@ pub(crate) const STUBS: [Stub; 11] = [
     },
     Stub {
         name: "Java InetAddress",
-        run: &["java", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", "{built}", "Stub"],
+        run: &["java", "-XX:TieredStopAtLevel=1", "-cp", "{built}", "Stub"],
         package: "default-jdk-headless",
         services: false,
         ..GLIBC
     },
     Stub {
         name: "Java JNDI",
-        run: &["java", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp", "{built}", "Stub", "jndi"],
+        run: &["java", "-XX:TieredStopAtLevel=1", "-cp", "{built}", "Stub", "jndi"],
         package: "default-jdk-headless",
         searches: false,
         ..PLAIN
