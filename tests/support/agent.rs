@@ -8,15 +8,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::process::Process;
+use super::process::{Process, program};
 use super::{Http, ask_udp, free_port, query, seconds, wait_until};
-
-/// The binary that cargo has built, or the one that `NODENS_UNDER_TEST` names: a release build,
-/// or the one out of the image.
-fn program() -> PathBuf {
-    std::env::var_os("NODENS_UNDER_TEST")
-        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_nodens")), PathBuf::from)
-}
 
 /// A running `nodens demo`.
 pub(crate) struct Demo {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A running child whose output goes to a file. Dropping it kills it.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     output: PathBuf,
     name: String,
@@ -15,14 +15,14 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts `command`; `package` is the Debian package to name when the program is missing.
-    pub(super) fn start(command: Command, package: &str, output: &Path) -> Self {
+    pub(crate) fn start(command: Command, package: &str, output: &Path) -> Self {
         let file = File::create(output).expect("output file");
         let errors = file.try_clone().expect("output file");
         Self::start_into(command, package, output, file, errors)
     }
 
     /// As [`Process::start`], with the two streams kept apart; `output` is the one to print.
-    pub(super) fn start_into(
+    pub(crate) fn start_into(
         mut command: Command,
         package: &str,
         output: &Path,
@@ -39,21 +39,21 @@ impl Process {
         Self { child, output: output.to_owned(), name }
     }
 
-    pub(super) fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub(super) fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
     /// The exit status, when it has ended.
-    pub(super) fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("wait for a child")
     }
 
     /// Waits for the end, `None` when it has not come within `limit`.
-    pub(super) fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+    pub(crate) fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         let end = Instant::now() + limit;
         loop {
             if let Some(status) = self.ended() {
@@ -67,7 +67,7 @@ impl Process {
     }
 
     /// Sends a signal by name, `TERM` for one.
-    pub(super) fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let status = Command::new("kill")
             .arg(format!("-{signal}"))
             .arg(self.id().to_string())
@@ -88,7 +88,14 @@ impl Drop for Process {
     }
 }
 
+/// The binary that cargo has built, or the one that `NODENS_UNDER_TEST` names: a release build,
+/// or the one out of the image.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("NODENS_UNDER_TEST")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_nodens")), PathBuf::from)
+}
+
 /// What to say when a program can't be started.
-pub(super) fn missing(program: &str, package: &str, error: &std::io::Error) -> String {
+pub(crate) fn missing(program: &str, package: &str, error: &std::io::Error) -> String {
     format!("cannot run `{program}` ({error}): install the Debian package `{package}`")
 }

@@ -1,0 +1,21 @@
+//! What the black-box tests share with these.
+
+#[path = "../support/datagram.rs"]
+mod datagram;
+#[path = "../support/http.rs"]
+mod http;
+#[path = "../support/ports.rs"]
+mod ports;
+#[path = "../support/process.rs"]
+mod process;
+#[path = "../support/servers.rs"]
+mod servers;
+#[path = "../support/waiting.rs"]
+mod waiting;
+
+pub(crate) use datagram::{ask_udp, query};
+pub(crate) use http::Http;
+pub(crate) use ports::free_port;
+pub(crate) use process::{Process, missing, program};
+pub(crate) use servers::{CLUSTER_ZONE, Nsd, OUTSIDE, REVERSE_ZONE, Unbound};
+pub(crate) use waiting::{seconds, wait_until};
