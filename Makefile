@@ -5,13 +5,17 @@ PACKAGES := nsd unbound dnsdist dnsmasq-base dnsperf bind9-dnsutils knot-dnsutil
             musl-tools libc-ares-dev python3-dnspython golang-go default-jdk-headless
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help test deps lint bench nightly
+# Of each target of `make fuzz`.
+FUZZ_SECONDS ?= 600
+
+.PHONY: help test deps lint bench nightly fuzz
 
 help:
 	@echo "make test     install what the tests need (apt, cargo), and run all of them"
 	@echo "make lint     formatting, clippy, documentation, licences"
 	@echo "make bench    the microbenchmarks, and the comparison with other servers (20 minutes)"
 	@echo "make nightly  what takes longer than CI may: all benches, and each property 100 times as often"
+	@echo "make fuzz     every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)); see fuzz/README.md"
 
 deps:
 	@if ! dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | grep -c '^installed$$' \
@@ -38,3 +42,12 @@ bench: deps
 
 nightly: bench
 	PROPTEST_CASES=25600 cargo test --locked --test wire_properties
+
+fuzz:
+	@cargo +nightly --version >/dev/null || { echo "no nightly: rustup toolchain install nightly"; exit 1; }
+	@command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
+	@set -e; for target in $$(cargo +nightly fuzz list); do \
+	  mkdir -p fuzz/found/$$target; \
+	  cargo +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+	    -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
+	done

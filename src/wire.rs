@@ -8,6 +8,7 @@ pub mod frame;
 pub mod key;
 pub mod name;
 pub mod query;
+pub mod rdata;
 pub mod response;
 
 /// Bytes of a DNS header (RFC 1035 §4.1.1).
@@ -68,11 +69,29 @@ pub mod rcode {
 #[expect(missing_docs, reason = "the registry's own names")]
 pub mod rtype {
     pub const A: u16 = 1;
+    pub const NS: u16 = 2;
+    pub const MD: u16 = 3;
+    pub const MF: u16 = 4;
     pub const CNAME: u16 = 5;
     pub const SOA: u16 = 6;
+    pub const MB: u16 = 7;
+    pub const MG: u16 = 8;
+    pub const MR: u16 = 9;
     pub const PTR: u16 = 12;
+    pub const MINFO: u16 = 14;
+    pub const MX: u16 = 15;
     pub const TXT: u16 = 16;
+    pub const RP: u16 = 17;
+    pub const AFSDB: u16 = 18;
+    pub const RT: u16 = 21;
+    pub const SIG: u16 = 24;
+    pub const PX: u16 = 26;
     pub const AAAA: u16 = 28;
+    pub const NXT: u16 = 30;
+    pub const SRV: u16 = 33;
+    pub const NAPTR: u16 = 35;
+    pub const KX: u16 = 36;
+    pub const DNAME: u16 = 39;
     pub const OPT: u16 = 41;
     pub const TSIG: u16 = 250;
     pub const IXFR: u16 = 251;

@@ -8,6 +8,8 @@ use super::{Malformed, Record, put_u16, rtype, u16_at};
 pub const MIN_SIZE: u16 = 512;
 /// Bytes of an OPT without options.
 pub const OPT: usize = 11;
+/// The version that we speak.
+const VERSION: u8 = 0;
 /// The DO bit in an OPT's TTL (RFC 3225).
 const DO: u32 = 0x8000;
 /// EDNS option that asks for, or tells, a TCP idle timeout (RFC 7828).
@@ -43,7 +45,8 @@ pub struct Edns {
 }
 
 impl Edns {
-    /// Reads the OPT that `record` is. Unknown options are passed over.
+    /// Reads the OPT that `record` is. Unknown options are passed over, and those of another version
+    /// are not read: it may have other rules for them (RFC 6891 §6.1.3).
     ///
     /// # Errors
     /// An owner other than the root, or options that do not fill the RDATA exactly.
@@ -52,8 +55,9 @@ impl Edns {
         if record.fixed != record.owner + 1 {
             return Err(Malformed("OPT whose owner is not the root"));
         }
+        let version = (record.ttl >> 16) as u8;
         let mut keepalive = false;
-        let mut at = record.rdata();
+        let mut at = if version == VERSION { record.rdata() } else { record.end };
         while at < record.end {
             let code = u16_at(message, at)?;
             at += 4 + usize::from(u16_at(message, at + 2)?);
@@ -62,12 +66,7 @@ impl Edns {
         if at != record.end {
             return Err(Malformed("EDNS option runs over its OPT"));
         }
-        Ok(Self {
-            size: record.class.max(MIN_SIZE),
-            dnssec_ok: record.ttl & DO != 0,
-            version: (record.ttl >> 16) as u8,
-            keepalive,
-        })
+        Ok(Self { size: record.class.max(MIN_SIZE), dnssec_ok: record.ttl & DO != 0, version, keepalive })
     }
 }
 

@@ -3,12 +3,16 @@
 //! A *plain* name is a run of labels without compression, ending in the root label. Length octets
 //! are at most 63 and so never look like a letter: a plain name can be lower-cased byte by byte.
 
-use super::Malformed;
+use std::ops::Range;
+
+use super::{HEADER, Malformed};
 
 /// RFC 1035 §2.3.4: octets of a whole name, length octets and root included.
 pub const MAX_NAME: usize = 255;
 /// RFC 1035 §2.3.4: octets of one label.
 pub const MAX_LABEL: usize = 63;
+/// Pointers in one name: more than it can have labels lead nowhere, and are walked for each name anew.
+const MAX_POINTERS: usize = 127;
 
 /// The first byte behind the plain name at `at`.
 ///
@@ -32,14 +36,44 @@ pub fn skip_plain(message: &[u8], at: usize) -> Result<usize, Malformed> {
 }
 
 /// The first byte behind the name at `at`, which may be compressed. Every pointer is followed, so
-/// that what is skipped here is known to be a name.
+/// that what is skipped here is known to be a name. A pointer counts from the message's first byte.
 ///
 /// # Errors
-/// As [`skip_plain`], and a pointer that does not lead backwards (RFC 9267 §2: loops).
+/// As [`skip_plain`], a pointer that does not lead backwards or leads into the header (RFC 9267 §2),
+/// and more pointers than a name has labels.
 pub fn skip(message: &[u8], at: usize) -> Result<usize, Malformed> {
     let mut labels = Labels::at(message, at);
     while labels.step()?.is_some() {}
     Ok(labels.left_at.unwrap_or(labels.here))
+}
+
+/// Where the labels stand that the name at `at` takes from other places of the message. What is not
+/// well-formed ends it.
+pub fn shared(message: &[u8], at: usize) -> impl Iterator<Item = Range<usize>> {
+    let (mut start, mut next) = (at, run(message, at).and_then(|(_, target)| target));
+    std::iter::from_fn(move || {
+        start = next.filter(|&target| target < start)?;
+        let (end, target) = run(message, start)?;
+        next = target;
+        Some(start..end)
+    })
+}
+
+/// The end of the run of labels at `at`, and where the pointer that ends it leads.
+fn run(message: &[u8], at: usize) -> Option<(usize, Option<usize>)> {
+    let mut here = at;
+    loop {
+        match *message.get(here)? {
+            0 => return Some((here + 1, None)),
+            length @ 1..=63 => here += 1 + usize::from(length),
+            _ => return Some((here + 2, Some(pointer(message, here).ok()?))),
+        }
+    }
+}
+
+/// Where the pointer at `at` leads.
+fn pointer(message: &[u8], at: usize) -> Result<usize, Malformed> {
+    Ok(usize::from(super::u16_at(message, at)? & 0x3fff))
 }
 
 /// Whether the two names are equal without regard to ASCII case (RFC 4343). Malformed ones never are.
@@ -98,12 +132,13 @@ struct Labels<'a> {
     length: usize,
     /// Behind the first pointer, where the record goes on.
     left_at: Option<usize>,
+    pointers: usize,
     done: bool,
 }
 
 impl<'a> Labels<'a> {
     fn at(message: &'a [u8], at: usize) -> Self {
-        Self { message, here: at, before: at, length: 1, left_at: None, done: false }
+        Self { message, here: at, before: at, length: 1, left_at: None, pointers: 0, done: false }
     }
 
     fn step(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
@@ -127,9 +162,16 @@ impl<'a> Labels<'a> {
                     return Ok(Some(label));
                 }
                 0xc0..=0xff => {
-                    let target = usize::from(super::u16_at(self.message, self.here)? & 0x3fff);
+                    let target = pointer(self.message, self.here)?;
                     if target >= self.before {
                         return Err(Malformed("compression pointer does not lead backwards"));
+                    }
+                    if target < HEADER {
+                        return Err(Malformed("compression pointer into the header"));
+                    }
+                    self.pointers += 1;
+                    if self.pointers > MAX_POINTERS {
+                        return Err(Malformed("more compression pointers than a name has labels"));
                     }
                     self.left_at.get_or_insert(self.here + 2);
                     self.before = target;
@@ -156,6 +198,7 @@ impl<'a> Iterator for Labels<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HEADER;
     use super::*;
 
     #[test]
@@ -181,6 +224,11 @@ mod tests {
         assert!(skip(&of(62), 0).is_err());
     }
 
+    /// A message of an empty header and this body, which begins at 12.
+    fn behind_header(body: &[u8]) -> Vec<u8> {
+        [&[0; HEADER], body].concat()
+    }
+
     #[test]
     fn mixing_case_changes_letters_alone() {
         let mut name = b"\x03w-w\x0bexample1234\x23abcdefghijklmnopqrstuvwxyz012345678\x00".to_vec();
@@ -193,18 +241,71 @@ mod tests {
 
     #[test]
     fn a_compressed_name_ends_behind_its_first_pointer() {
-        let message = b"\x03com\x00\x07example\xc0\x00\x03www\xc0\x05tail";
-        assert_eq!(skip(message, 15), Ok(21));
-        assert!(eq((message, 15), (b"\x03WWW\x07example\x03COM\x00", 0)));
-        assert!(!eq((message, 15), (b"\x07example\x03com\x00", 0)));
+        let message = behind_header(b"\x03com\x00\x07example\xc0\x0c\x03www\xc0\x11tail");
+        assert_eq!(skip(&message, 27), Ok(33));
+        assert!(eq((&message, 27), (b"\x03WWW\x07example\x03COM\x00", 0)));
+        assert!(!eq((&message, 27), (b"\x07example\x03com\x00", 0)));
     }
 
     #[test]
     fn pointers_that_loop_or_lead_forward_are_malformed() {
-        assert!(skip(b"\xc0\x00", 0).is_err());
-        assert!(skip(b"\x01a\xc0\x00", 0).is_err());
-        assert!(skip(b"\x01a\xc0\x04\x00", 0).is_err());
-        assert!(skip(b"\x01a\xc0", 0).is_err());
-        assert!(skip(b"\x40a", 0).is_err());
+        for (what, body) in [
+            ("to itself", b"\xc0\x0c".as_slice()),
+            ("to its own label", b"\x01a\xc0\x0c"),
+            ("forward", b"\x01a\xc0\x10\x00"),
+            ("cut off", b"\x01a\xc0"),
+            ("label type 01", b"\x40a"),
+            ("label type 10", b"\x80a"),
+        ] {
+            assert!(skip(&behind_header(body), HEADER).is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn pointers_into_the_header_are_malformed() {
+        // The header is empty, so each of its bytes could be read as the root.
+        for target in 0..HEADER as u8 {
+            let message = behind_header(&[1, b'a', 0xc0, target]);
+            assert!(skip(&message, HEADER).is_err(), "{target}");
+            assert!(!eq((&message, HEADER), (b"\x01a\x00", 0)), "{target}");
+        }
+        assert_eq!(skip(&behind_header(b"\x00\xc0\x0c"), 13), Ok(15));
+    }
+
+    #[test]
+    fn names_over_255_octets_through_compression_are_malformed() {
+        let label = [&[63u8][..], &[b'a'; 63]].concat();
+        let tail = [label.repeat(3), vec![0]].concat();
+        for (length, fits) in [(60, true), (61, true), (62, false), (63, false)] {
+            let mut message = behind_header(&tail);
+            let at = message.len();
+            message.push(length);
+            message.extend(vec![b'b'; usize::from(length)]);
+            message.extend([0xc0, 0x0c]);
+            assert_eq!(skip(&message, at).is_ok(), fits, "a label of {length} in front of 193 octets");
+        }
+    }
+
+    /// Without a bound, a message of 64 KiB could make each of 4,000 owner names take 8,000 steps.
+    #[test]
+    fn more_pointers_than_a_name_has_labels_are_malformed() {
+        for (pointers, fits) in [(1, true), (127, true), (128, false), (5000, false)] {
+            let mut message = behind_header(b"\x00");
+            for _ in 0..pointers {
+                let before = if message.len() == HEADER + 1 { HEADER } else { message.len() - 2 };
+                message.extend((0xc000 | before as u16).to_be_bytes());
+            }
+            let last = message.len() - 2;
+            assert_eq!(skip(&message, last).is_ok(), fits, "{pointers} pointers");
+        }
+    }
+
+    #[test]
+    fn a_nul_octet_is_a_letter_like_any_other() {
+        let name = b"\x03a\x00b\x00";
+        assert_eq!((skip_plain(name, 0), skip(name, 0)), (Ok(5), Ok(5)));
+        assert!(!eq((name, 0), (b"\x01a\x00", 0)));
+        assert!(!eq((name, 0), (b"\x02ab\x00", 0)));
+        assert_eq!(display(name), "a\\000b.");
     }
 }

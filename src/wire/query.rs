@@ -277,6 +277,26 @@ mod tests {
     }
 
     #[test]
+    fn options_of_a_later_edns_version_are_not_read() {
+        let opt = |version: u8| [b"\0\0\x29\x10\0\0", &[version][..], b"\0\0\0\x03\0\x0a\0"].concat();
+        let packet = |version| packet(flag::RD, [1, 0, 0, 1], &[QUESTION, &opt(version)].concat());
+        assert_eq!(Query::parse(&packet(0)), Err(Reject::Header(rcode::FORMERR)));
+        for version in [1, 255] {
+            let packet = packet(version);
+            assert_eq!(Query::parse(&packet).unwrap().edns.unwrap().version, version);
+        }
+    }
+
+    #[test]
+    fn a_record_that_points_into_the_header_makes_a_query_malformed() {
+        let record = |owner: &[u8]| [owner, b"\0\x10\0\x01\0\0\0\0\0\0"].concat();
+        for (owner, good) in [(b"\xc0\x0c", true), (b"\xc0\x04", false), (b"\xc0\x0b", false)] {
+            let packet = packet(flag::RD, [1, 0, 0, 1], &[QUESTION, &record(owner)].concat());
+            assert_eq!(Query::parse(&packet).is_ok(), good, "{owner:?}");
+        }
+    }
+
+    #[test]
     fn an_empty_reply_echoes_question_and_flags_and_has_opt_only_if_asked() {
         let plain = packet(flag::RD | flag::CD, [1, 0, 0, 0], QUESTION);
         let mut out = Vec::new();

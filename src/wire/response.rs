@@ -1,8 +1,10 @@
 //! An upstream's answer, read through once: what kind it is and where its TTLs stand.
 
+use std::ops::Range;
+
 use super::edns::rcode_high;
 use super::key::Key;
-use super::{HEADER, MAX_MESSAGE, Malformed, Record, flag, name, rcode, rtype, u16_at, u32_at};
+use super::{HEADER, MAX_MESSAGE, Malformed, Record, flag, name, rcode, rdata, rtype, u16_at, u32_at};
 
 /// What an answer means for the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +65,8 @@ impl Answer {
     /// ([`Key::is_answered_by`]).
     ///
     /// # Errors
-    /// A record that breaks the format, bytes behind the last record, a second OPT, or more than
-    /// [`MAX_MESSAGE`] bytes.
+    /// A record that breaks the format, bytes behind the last record, a second OPT, another number of
+    /// questions than one (a failure may have none), or more than [`MAX_MESSAGE`] bytes.
     pub fn read(mut message: Vec<u8>, key: &Key) -> Result<Self, Malformed> {
         if message.len() > MAX_MESSAGE {
             return Err(Malformed("message over 65535 bytes"));
@@ -81,16 +83,22 @@ impl Answer {
         reader.additional(counts[2])?;
         let code = reader.rcode_high << 4 | flags & flag::RCODE;
         let Reader { end, has_type, additionals, ttls, soa, rotation, .. } = reader;
+        let kind = match code {
+            rcode::NXDOMAIN => Kind::NxDomain,
+            rcode::NOERROR if has_type => Kind::Positive,
+            rcode::NOERROR => Kind::NoData,
+            failure => Kind::Failure(failure),
+        };
+        match u16_at(&message, 4)? {
+            1 => {}
+            0 if matches!(kind, Kind::Failure(_)) => {}
+            _ => return Err(Malformed("other than one question")),
+        }
         message.truncate(end);
         Ok(Self {
             message,
             flags,
-            kind: match code {
-                rcode::NXDOMAIN => Kind::NxDomain,
-                rcode::NOERROR if has_type => Kind::Positive,
-                rcode::NOERROR => Kind::NoData,
-                failure => Kind::Failure(failure),
-            },
+            kind,
             additionals,
             ttls,
             soa,
@@ -102,6 +110,8 @@ impl Answer {
 struct Reader<'a, 'k> {
     message: &'a [u8],
     key: &'k Key,
+    /// Behind the name of the question.
+    question: usize,
     at: usize,
     /// Behind the last record that is kept.
     end: usize,
@@ -117,9 +127,9 @@ struct Reader<'a, 'k> {
 
 impl<'a, 'k> Reader<'a, 'k> {
     fn new(message: &'a [u8], key: &'k Key) -> Result<Self, Malformed> {
-        let at = match u16_at(message, 4)? {
-            0 => HEADER,
-            _ => name::skip_plain(message, HEADER)? + 4,
+        let (question, at) = match u16_at(message, 4)? {
+            0 => (HEADER, HEADER),
+            _ => name::skip_plain(message, HEADER).map(|end| (end, end + 4))?,
         };
         if at > message.len() {
             return Err(Malformed("message ends inside its question"));
@@ -127,6 +137,7 @@ impl<'a, 'k> Reader<'a, 'k> {
         Ok(Self {
             message,
             key,
+            question,
             at,
             end: at,
             has_type: false,
@@ -139,33 +150,59 @@ impl<'a, 'k> Reader<'a, 'k> {
         })
     }
 
-    /// The next record, wherever it is.
-    fn record(&mut self) -> Result<Record, Malformed> {
+    /// The next record, wherever it is, and where the names in its RDATA are.
+    fn record(&mut self) -> Result<(Record, rdata::Names), Malformed> {
         let record = Record::read(self.message, self.at)?;
         self.at = record.end;
+        Ok((record, rdata::names(self.message, &record)?))
+    }
+
+    /// The next record of the answer or authority section.
+    fn kept(&mut self) -> Result<Record, Malformed> {
+        let (record, names) = self.record()?;
+        if matches!(record.rtype, rtype::OPT | rtype::TSIG) {
+            return Err(Malformed("OPT or TSIG outside of the additional section"));
+        }
+        self.keep(&record, names)?;
         Ok(record)
     }
 
-    /// The next record, which is kept.
-    fn kept(&mut self) -> Result<Record, Malformed> {
-        let record = self.record()?;
-        if record.rtype == rtype::OPT {
-            return Err(Malformed("OPT outside of the additional section"));
-        }
+    fn keep(&mut self, record: &Record, names: rdata::Names) -> Result<(), Malformed> {
         self.ttls.push((record.ttl_at() as u16, record.ttl));
         self.end = record.end;
-        Ok(record)
+        let names = [Some(record.owner)].into_iter().chain(names).flatten();
+        for labels in names.flat_map(|at| name::shared(self.message, at)) {
+            if labels.start != HEADER && !self.stays(&labels) {
+                return Err(Malformed("compression pointer to what is no name"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether labels that a name shares are the same in every copy. TTLs are written anew, addresses
+    /// rotated, and the letters of the question are the client's: a name must not be made of those.
+    fn stays(&self, labels: &Range<usize>) -> bool {
+        if labels.start < self.question {
+            return labels.end == self.question; // else letters would be read as a pointer
+        }
+        let behind = self.ttls.partition_point(|&(ttl, _)| usize::from(ttl) + 6 <= labels.start);
+        let is_before = |&(ttl, _): &(u16, u32)| labels.end <= usize::from(ttl) - 4;
+        let in_address = |&(ttl, _): &(u16, u32)| {
+            let rtype = u16_at(self.message, usize::from(ttl) - 4);
+            let size = u16_at(self.message, usize::from(ttl) + 4).map_or(0, usize::from);
+            matches!(rtype, Ok(rtype::A | rtype::AAAA)) && labels.start < usize::from(ttl) + 6 + size
+        };
+        self.ttls.get(behind).is_none_or(is_before) && !self.ttls[..behind].last().is_some_and(in_address)
     }
 
     fn answer(&mut self) -> Result<(), Malformed> {
         let record = self.kept()?;
         let qtype = self.key.qtype();
         self.has_type |= record.rtype == qtype || qtype == rtype::ANY;
-        if record.rtype == rtype::CNAME && name::skip(self.message, record.rdata())? != record.end {
-            return Err(Malformed("CNAME whose RDATA is not a name"));
-        }
         let size = record.end - record.rdata();
-        if record.rtype == qtype && matches!((qtype, size), (rtype::A, 4) | (rtype::AAAA, 16)) {
+        if (record.rtype, record.class) == (qtype, self.key.qclass())
+            && matches!((qtype, size), (rtype::A, 4) | (rtype::AAAA, 16))
+        {
             self.extend_run(&record, size);
         }
         Ok(())
@@ -200,32 +237,28 @@ impl<'a, 'k> Reader<'a, 'k> {
     fn authority(&mut self) -> Result<(), Malformed> {
         let record = self.kept()?;
         if record.rtype == rtype::SOA && self.soa.is_none() {
-            let names = name::skip(self.message, name::skip(self.message, record.rdata())?)?;
-            if names + 20 != record.end {
-                return Err(Malformed("SOA whose RDATA is not two names and five numbers"));
-            }
-            let minimum = u32_at(self.message, names + 16)?;
+            let minimum = u32_at(self.message, record.end - 4)?; // the last of its five numbers
             self.soa = Some(Soa { ttl_at: record.ttl_at() as u16, minimum });
         }
         Ok(())
     }
 
-    /// Reads the section and keeps it up to its OPT. What stands behind an OPT could point into what
-    /// is cut out, and additional records may always be left out.
+    /// Reads the section and keeps it up to its OPT or TSIG, which are between the upstream and us. What
+    /// stands behind could point into what is cut out, and additional records may always be left out.
     fn additional(&mut self, count: u16) -> Result<(), Malformed> {
-        let mut opt = false;
+        let (mut opt, mut cut) = (false, false);
         for _ in 0..count {
-            let record = self.record()?;
+            let (record, names) = self.record()?;
             match record.rtype {
                 rtype::OPT if opt => return Err(Malformed("second OPT")),
                 rtype::OPT => {
-                    opt = true;
+                    (opt, cut) = (true, true);
                     self.rcode_high = rcode_high(record.ttl);
                 }
-                _ if opt => {}
+                rtype::TSIG => cut = true,
+                _ if cut => {}
                 _ => {
-                    self.ttls.push((record.ttl_at() as u16, record.ttl));
-                    self.end = record.end;
+                    self.keep(&record, names)?;
                     self.additionals += 1;
                 }
             }
@@ -238,110 +271,4 @@ impl<'a, 'k> Reader<'a, 'k> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::key::KeyBuf;
-    use super::super::query::Query;
-    use super::*;
-
-    const NAME: &[u8] = b"\x01n\x01z\x00";
-
-    fn key(qtype: u16) -> Key {
-        KeyBuf::new(&Query { id: 1, flags: 0, name: NAME, qtype, qclass: 1, edns: None }).to_key()
-    }
-
-    fn rr(owner: &[u8], rtype: u16, ttl: u32, rdata: &[u8]) -> Vec<u8> {
-        let mut rr = owner.to_vec();
-        rr.extend(rtype.to_be_bytes());
-        rr.extend([0, 1]);
-        rr.extend(ttl.to_be_bytes());
-        rr.extend((rdata.len() as u16).to_be_bytes());
-        rr.extend(rdata);
-        rr
-    }
-
-    fn message(code: u16, qtype: u16, sections: [&[Vec<u8>]; 3]) -> Vec<u8> {
-        let mut message = vec![0, 1];
-        message.extend((flag::QR | code).to_be_bytes());
-        message.extend([0, 1]);
-        for section in sections {
-            message.extend((section.len() as u16).to_be_bytes());
-        }
-        message.extend(NAME);
-        message.extend(qtype.to_be_bytes());
-        message.extend([0, 1]);
-        for section in sections {
-            message.extend(section.concat());
-        }
-        message
-    }
-
-    const OWNER: &[u8] = &[0xc0, 12];
-
-    fn soa(minimum: u32) -> Vec<u8> {
-        let mut rdata = b"\x00\x00".to_vec();
-        rdata.extend([0; 16]);
-        rdata.extend(minimum.to_be_bytes());
-        rr(b"\xc0\x0e", rtype::SOA, 60, &rdata)
-    }
-
-    #[test]
-    fn addresses_are_positive_and_rotate_as_one_run() {
-        let a = |n: u8| rr(OWNER, rtype::A, 30, &[10, 0, 0, n]);
-        let opt = [0, 0, 41, 4, 0xd0, 0, 0, 0, 0, 0, 0].to_vec();
-        let extra = rr(b"\x01x\x00", rtype::A, 5, &[1, 1, 1, 1]);
-        let bytes = message(0, rtype::A, [&[a(1), a(2), a(3)], &[], &[extra.clone(), opt, extra]]);
-        let answer = Answer::read(bytes, &key(rtype::A)).unwrap();
-        assert_eq!(answer.kind, Kind::Positive);
-        assert_eq!(answer.rotation, Some(Rotation { first: 33, stride: 16, size: 4, count: 3 }));
-        assert_eq!(answer.ttls, [(27, 30), (43, 30), (59, 30), (76, 5)]);
-        assert_eq!(answer.additionals, 1, "what follows the OPT is left out");
-        assert_eq!(answer.message.len(), 21 + 48 + 17);
-    }
-
-    #[test]
-    fn an_alias_without_the_type_is_nodata_and_a_single_address_does_not_rotate() {
-        let cname = rr(OWNER, rtype::CNAME, 30, b"\x01t\xc0\x0e");
-        let bytes = message(0, rtype::A, [std::slice::from_ref(&cname), &[soa(7)], &[]]);
-        let answer = Answer::read(bytes, &key(rtype::A)).unwrap();
-        assert_eq!(answer.kind, Kind::NoData);
-        assert_eq!(answer.soa.unwrap().minimum, 7);
-        let a = rr(b"\x01t\xc0\x0e", rtype::A, 30, &[10, 0, 0, 1]);
-        let bytes = message(0, rtype::A, [&[cname, a], &[], &[]]);
-        let answer = Answer::read(bytes, &key(rtype::A)).unwrap();
-        assert_eq!((answer.kind, answer.rotation), (Kind::Positive, None));
-    }
-
-    #[test]
-    fn rcodes_are_told_apart_with_their_high_bits() {
-        let badvers = [0, 0, 41, 4, 0xd0, 1, 0, 0, 0, 0, 0].to_vec();
-        for (code, additional, kind) in [
-            (3, vec![], Kind::NxDomain),
-            (2, vec![], Kind::Failure(2)),
-            (0, vec![], Kind::NoData),
-            (0, vec![badvers], Kind::Failure(16)),
-        ] {
-            let bytes = message(code, rtype::A, [&[], &[], &additional]);
-            assert_eq!(Answer::read(bytes, &key(rtype::A)).unwrap().kind, kind);
-        }
-    }
-
-    #[test]
-    fn what_breaks_the_format_is_malformed() {
-        let a = rr(OWNER, rtype::A, 30, &[10, 0, 0, 1]);
-        let good = message(0, rtype::A, [std::slice::from_ref(&a), &[soa(1)], &[]]);
-        for cut in 0..good.len() {
-            assert!(Answer::read(good[..cut].to_vec(), &key(rtype::A)).is_err(), "cut at {cut}");
-        }
-        let mut longer = good.clone();
-        longer.push(0);
-        assert!(Answer::read(longer, &key(rtype::A)).is_err());
-        let mut lying = good;
-        lying[7] = 200;
-        assert!(Answer::read(lying, &key(rtype::A)).is_err());
-        let opt = [0, 0, 41, 4, 0xd0, 0, 0, 0, 0, 0, 0].to_vec();
-        let two = message(0, rtype::A, [&[], &[], &[opt.clone(), opt.clone()]]);
-        assert!(Answer::read(two, &key(rtype::A)).is_err());
-        let misplaced = message(0, rtype::A, [&[opt], &[], &[]]);
-        assert!(Answer::read(misplaced, &key(rtype::A)).is_err());
-    }
-}
+mod tests;
