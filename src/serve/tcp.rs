@@ -47,7 +47,11 @@ impl Listener {
         loop {
             tokio::select! {
                 accepted = self.socket.accept() => match accepted {
-                    Ok((stream, peer)) => self.welcome(stream, peer),
+                    Ok((stream, peer)) => {
+                        self.welcome(stream, peer);
+                        // Whoever had to go for it goes before the next one comes.
+                        tokio::task::yield_now().await;
+                    }
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
                 () = stopped(&mut stop) => return,

@@ -4,6 +4,7 @@
 //! that is not installed fails the test and names its Debian package; nothing is skipped.
 
 mod agent;
+mod crowd;
 mod http;
 mod process;
 mod servers;
@@ -12,6 +13,7 @@ mod upstream;
 mod wire;
 
 pub(crate) use agent::{Agent, Demo, Launch, nodens};
+pub(crate) use crowd::{Bystander, Crowd, datagrams_from, source, stream_from};
 pub(crate) use http::Http;
 pub(crate) use servers::{Nsd, Unbound};
 pub(crate) use tools::{dig, dnsperf, kdig};
