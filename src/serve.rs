@@ -1,5 +1,6 @@
 //! Listeners: how packets come in and answers go out. What the answer is, [`crate::resolve`] decides.
 
+mod clients;
 pub mod socket;
 pub mod sys;
 pub mod tcp;

@@ -21,6 +21,8 @@ mod demo;
 mod expiry;
 #[path = "blackbox/harness.rs"]
 mod harness;
+#[path = "blackbox/hostile_clients.rs"]
+mod hostile_clients;
 #[path = "blackbox/malformed.rs"]
 mod malformed;
 #[path = "blackbox/negative.rs"]

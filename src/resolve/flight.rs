@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use socket2::SockRef;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::upstream::Attempt;
 use crate::wire::edns::Edns;
@@ -43,13 +43,19 @@ impl Asked {
     }
 }
 
+/// A client that has a bound of its own on what waits for it.
+pub trait Outlet: std::fmt::Debug + Send + Sync {
+    /// Takes a message, once for each query that waited. False if it is lost.
+    fn deliver(&self, message: &[u8]) -> bool;
+}
+
 /// Where an answer goes.
 #[derive(Debug)]
 pub enum ReplyTo {
     /// A datagram from the socket on which the query came.
     Udp(Arc<UdpSocket>, SocketAddr),
-    /// The task of a TCP client.
-    Stream(mpsc::UnboundedSender<Vec<u8>>),
+    /// A TCP client.
+    Stream(Arc<dyn Outlet>),
     /// Somebody who wants to know how it came about.
     Trace(oneshot::Sender<(Vec<u8>, Vec<Attempt>)>),
 }
@@ -62,7 +68,7 @@ impl ReplyTo {
                 let socket = SockRef::from(&*socket);
                 socket.send_to_with_flags(message, &peer.into(), libc::MSG_DONTWAIT).is_ok()
             }
-            Self::Stream(client) => client.send(message.to_vec()).is_ok(),
+            Self::Stream(client) => client.deliver(message),
             Self::Trace(asker) => asker.send((message.to_vec(), attempts.to_vec())).is_ok(),
         }
     }

@@ -1,26 +1,25 @@
 //! TCP clients: pipelined queries, answered as they become ready (RFC 7766, RFC 9210).
 
-use std::collections::HashMap;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics::{Gauge, gauge};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+pub use super::clients::Clients;
+use super::clients::Connected;
 use super::is_allowed;
 use crate::cache::front::Front;
-use crate::config::Limits;
-use crate::metrics::{Dropped, TCP_CONNECTIONS, Transport};
+use crate::metrics::{Dropped, Transport};
 use crate::resolve::flight::ReplyTo;
 use crate::resolve::{Client, Resolver, Step};
 use crate::wire::frame::{self, Frames};
 use crate::wire::query::OurEdns;
 
-/// Room for what a client sends; grows to one whole message where need be.
+/// Room for what a client sends at once. It grows with what has come, not with what a length announces.
 const READ: usize = 4096;
 /// Answers that may wait for a slow reader before no more of its queries are read.
 const UNREAD: usize = 64 * 1024;
@@ -41,60 +40,6 @@ pub struct Listener {
     pub stop: watch::Receiver<bool>,
 }
 
-/// Who is connected, for the limits.
-pub struct Clients {
-    limits: Limits,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-    gauge: Gauge,
-}
-
-impl Clients {
-    /// Nobody yet.
-    pub fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, by_address: Mutex::default(), gauge: gauge!(TCP_CONNECTIONS) })
-    }
-
-    /// A place for one more client of this address, if the limits allow it.
-    fn admit(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
-        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let total: usize = by_address.values().sum();
-        let of_address = by_address.entry(ip).or_default();
-        let admitted =
-            total < self.limits.tcp_connections && *of_address < self.limits.tcp_connections_per_address;
-        if !admitted {
-            by_address.retain(|_, count| *count > 0);
-            return None;
-        }
-        *of_address += 1;
-        self.gauge.increment(1.0);
-        Some(Place { clients: Arc::clone(self), ip })
-    }
-
-    /// Clients connected now.
-    pub fn count(&self) -> usize {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
-    }
-}
-
-/// A client's place, given back when it leaves.
-struct Place {
-    clients: Arc<Clients>,
-    ip: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut by_address = self.clients.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_address.get_mut(&self.ip) {
-            *count -= 1;
-            if *count == 0 {
-                by_address.remove(&self.ip);
-            }
-        }
-        self.clients.gauge.decrement(1.0);
-    }
-}
-
 impl Listener {
     /// Accepts until it is told to stop.
     pub async fn run(self) {
@@ -102,7 +47,11 @@ impl Listener {
         loop {
             tokio::select! {
                 accepted = self.socket.accept() => match accepted {
-                    Ok((stream, peer)) => self.welcome(stream, peer),
+                    Ok((stream, peer)) => {
+                        self.welcome(stream, peer);
+                        // Whoever had to go for it goes before the next one comes.
+                        tokio::task::yield_now().await;
+                    }
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
                 () = stopped(&mut stop) => return,
@@ -112,28 +61,35 @@ impl Listener {
 
     fn welcome(&self, stream: TcpStream, peer: SocketAddr) {
         let ip = peer.ip().to_canonical();
-        let Some(place) = self.clients.admit(ip) else {
-            let metrics = &self.resolver.metrics;
-            metrics.slot(metrics.shared()).dropped(Dropped::TcpLimit);
+        let resolver = Arc::clone(&self.resolver);
+        let Some((place, ready)) = self.clients.admit(ip) else {
+            resolver.metrics.slot(resolver.metrics.shared()).dropped(Dropped::TcpLimit);
             return;
         };
-        let (replies, ready) = mpsc::unbounded_channel();
+        let limits = self.clients.limits();
         let conversation = Conversation {
-            resolver: Arc::clone(&self.resolver),
+            resolver: Arc::clone(&resolver),
+            connected: Arc::clone(&place.client),
             listen: self.addr.ip(),
             peer: ip,
-            idle: self.clients.limits.tcp_idle,
-            max_in_flight: self.clients.limits.tcp_in_flight,
+            idle: limits.tcp_idle,
+            max_in_flight: limits.tcp_in_flight,
             in_flight: 0,
-            replies,
-            input: Vec::with_capacity(READ),
+            active: Instant::now(),
+            input: Vec::new(),
             output: Vec::new(),
-            scratch: Vec::new(),
+            buffers: 0,
         };
         let stop = self.stop.clone();
         tokio::spawn(async move {
-            // An error ends this client's connection and concerns nobody else.
-            let _ = conversation.run(stream, ready, stop).await;
+            tokio::select! {
+                biased;
+                () = place.client.dismissed() => {
+                    resolver.metrics.slot(resolver.metrics.shared()).dropped(Dropped::TcpLimit);
+                }
+                // An error ends this client's connection and concerns nobody else.
+                _ = conversation.run(stream, ready, stop) => {}
+            }
             drop(place);
         });
     }
@@ -148,15 +104,19 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 /// One client's connection.
 struct Conversation {
     resolver: Arc<Resolver>,
+    connected: Arc<Connected>,
     listen: IpAddr,
     peer: IpAddr,
     idle: Duration,
     max_in_flight: usize,
+    /// Queries whose answers have not been put into `output` yet.
     in_flight: usize,
-    replies: mpsc::UnboundedSender<Vec<u8>>,
+    /// When a whole query was read or an answer moved on.
+    active: Instant,
     input: Vec<u8>,
     output: Vec<u8>,
-    scratch: Vec<u8>,
+    /// What is held for both.
+    buffers: usize,
 }
 
 impl Conversation {
@@ -166,11 +126,9 @@ impl Conversation {
         mut ready: mpsc::UnboundedReceiver<Vec<u8>>,
         mut stop: watch::Receiver<bool>,
     ) -> io::Result<()> {
-        let (mut reader, mut writer) = stream.split();
+        let (reader, mut writer) = stream.split();
         let mut written = 0;
         let mut done_reading = false;
-        let mut batch = Vec::new();
-        let mut active = Instant::now();
         let timer = tokio::time::sleep(self.idle);
         tokio::pin!(timer);
         loop {
@@ -184,28 +142,33 @@ impl Conversation {
                 biased;
                 sent = writer.write(&self.output[written..]), if unread > 0 => {
                     written += sent?;
-                    active = Instant::now();
+                    self.is_active(Instant::now());
                     if written == self.output.len() {
-                        self.output.clear();
+                        self.output = Vec::new();
                         written = 0;
-                        self.answer_queries(&mut active); // those that waited for room
+                        self.answer_queries()?; // those that waited for room
                     }
                 }
-                _ = ready.recv_many(&mut batch, self.max_in_flight) => {
-                    for reply in batch.drain(..) {
-                        self.in_flight -= 1;
-                        frame::append(&mut self.output, |out| out.extend_from_slice(&reply));
-                    }
-                    active = Instant::now();
-                    self.answer_queries(&mut active);
+                Some(reply) = ready.recv(), if self.output.len() < UNREAD => {
+                    self.is_active(Instant::now());
+                    self.take_replies(reply, &mut ready);
+                    self.answer_queries()?;
                 }
-                read = reader.read_buf(&mut self.input), if room && !done_reading => {
-                    done_reading = read? == 0;
-                    self.answer_queries(&mut active);
+                readable = reader.readable(), if room && !done_reading => {
+                    readable?;
+                    // Only now, so that a client who says nothing needs no buffer.
+                    self.input.reserve(READ);
+                    match reader.try_read_buf(&mut self.input) {
+                        Ok(0) => done_reading = true,
+                        Ok(_) => {}
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                        Err(error) => return Err(error),
+                    }
+                    self.answer_queries()?;
                 }
                 () = &mut timer => {
-                    let left = self.idle.saturating_sub(active.elapsed());
-                    if left.is_zero() && self.in_flight == 0 {
+                    let left = self.idle.saturating_sub(self.active.elapsed());
+                    if left.is_zero() && !self.connected.is_waiting() {
                         return Ok(());
                     }
                     // With queries in flight the client has nothing to do but wait.
@@ -217,12 +180,36 @@ impl Conversation {
         }
     }
 
+    fn is_active(&mut self, now: Instant) {
+        self.active = now;
+        self.connected.was_active(now);
+    }
+
+    /// Puts late answers into the output, as many as there is room for.
+    fn take_replies(&mut self, first: Vec<u8>, ready: &mut mpsc::UnboundedReceiver<Vec<u8>>) {
+        let mut next = Some(first);
+        while let Some(reply) = next {
+            self.in_flight -= 1;
+            self.buffers += reply.len(); // held since it was delivered
+            frame::append(&mut self.output, |out| out.extend_from_slice(&reply));
+            next = if self.output.len() < UNREAD { ready.try_recv().ok() } else { None };
+        }
+    }
+
     /// Decides about the whole messages in the input, as long as there is room for their answers.
     /// Only a whole message counts as activity, so that a trickle of bytes holds nothing open.
-    fn answer_queries(&mut self, active: &mut Instant) {
-        if self.input.len() < 2 {
-            return;
+    fn answer_queries(&mut self) -> io::Result<()> {
+        if self.input.len() >= 2 {
+            let input = std::mem::take(&mut self.input);
+            self.input = self.answer_those_in(input);
+        } else if self.input.is_empty() {
+            self.input = Vec::new();
         }
+        self.account()
+    }
+
+    /// Answers the whole messages at the front of `input` and gives back the rest.
+    fn answer_those_in(&mut self, mut input: Vec<u8>) -> Vec<u8> {
         let now = Instant::now();
         let resolver = Arc::clone(&self.resolver);
         let view = resolver.view();
@@ -239,28 +226,44 @@ impl Conversation {
             },
         };
         let mut front = Front::none();
-        let mut frames = Frames::new(&self.input);
+        let mut answer = Vec::with_capacity(512);
+        let mut frames = Frames::new(&input);
         while self.in_flight < self.max_in_flight && self.output.len() < UNREAD {
             let Some(packet) = frames.next() else { break };
-            *active = now;
-            match resolver.handle(&view, &client, packet, now, &mut front, &mut self.scratch) {
+            self.is_active(now);
+            match resolver.handle(&view, &client, packet, now, &mut front, &mut answer) {
                 Step::Reply(source) => {
-                    frame::append(&mut self.output, |out| out.extend_from_slice(&self.scratch));
+                    frame::append(&mut self.output, |out| out.extend_from_slice(&answer));
                     metrics.took(source, now.elapsed(), 1);
                 }
                 Step::Drop(why) => metrics.dropped(why),
                 Step::Wait(miss) => {
                     self.in_flight += 1;
-                    resolver.wait(miss, ReplyTo::Stream(self.replies.clone()));
+                    self.connected.waits();
+                    resolver.wait(miss, ReplyTo::Stream(Arc::clone(&self.connected) as _));
                 }
             }
         }
-        let used = self.input.len() - frames.left();
-        self.input.drain(..used);
-        let wanted = match *self.input {
-            [high, low, ..] => 2 + usize::from(u16::from_be_bytes([high, low])),
-            _ => READ,
-        };
-        self.input.reserve(wanted.saturating_sub(self.input.len()).max(1));
+        match frames.left() {
+            0 => Vec::new(),
+            left => {
+                input.drain(..input.len() - left);
+                input
+            }
+        }
+    }
+
+    /// Holds what the buffers have grown to.
+    ///
+    /// # Errors
+    /// There is no memory left for this client.
+    fn account(&mut self) -> io::Result<()> {
+        let before = std::mem::replace(&mut self.buffers, self.input.capacity() + self.output.capacity());
+        if self.buffers <= before {
+            self.connected.release(before - self.buffers);
+        } else if !self.connected.hold(self.buffers - before) {
+            return Err(ErrorKind::OutOfMemory.into());
+        }
+        Ok(())
     }
 }

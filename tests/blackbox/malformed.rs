@@ -8,7 +8,7 @@ use crate::support::{Agent, Tcp, Transport, Upstream, ask, datagram_reply, messa
 
 /// What must come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expect {
+pub(crate) enum Expect {
     /// Nothing.
     Dropped,
     /// A reply with the query's ID and this RCODE, the OPT's upper bits included.
@@ -78,7 +78,7 @@ fn labels(lengths: &[usize]) -> Vec<u8> {
     bytes
 }
 
-fn table() -> Vec<(&'static str, Vec<u8>, Expect)> {
+pub(crate) fn table() -> Vec<(&'static str, Vec<u8>, Expect)> {
     // An address record with the root as its owner.
     let record: &[u8] = &[0, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4, 192, 0, 2, 1];
     let tsig: &[u8] =

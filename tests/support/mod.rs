@@ -4,6 +4,7 @@
 //! that is not installed fails the test and names its Debian package; nothing is skipped.
 
 mod agent;
+mod crowd;
 mod datagram;
 mod http;
 mod ports;
@@ -15,6 +16,7 @@ mod waiting;
 mod wire;
 
 pub(crate) use agent::{Agent, Demo, Launch, nodens};
+pub(crate) use crowd::{Bystander, Crowd, datagrams_from, source, stream_from};
 pub(crate) use datagram::{ask_udp, datagram_reply, message, name, query};
 pub(crate) use http::Http;
 pub(crate) use ports::free_port;

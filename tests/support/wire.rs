@@ -47,6 +47,13 @@ pub(crate) struct Tcp {
     stream: TcpStream,
 }
 
+impl From<TcpStream> for Tcp {
+    fn from(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        Self { stream }
+    }
+}
+
 impl Tcp {
     #[track_caller]
     pub(crate) fn connect(server: SocketAddr) -> Self {
