@@ -21,6 +21,12 @@ mod demo;
 mod expiry;
 #[path = "blackbox/harness.rs"]
 mod harness;
+#[path = "blackbox/hostile_upstream.rs"]
+mod hostile_upstream;
+#[path = "blackbox/hostile_upstream_faults.rs"]
+mod hostile_upstream_faults;
+#[path = "blackbox/hostile_upstream_more.rs"]
+mod hostile_upstream_more;
 #[path = "blackbox/malformed.rs"]
 mod malformed;
 #[path = "blackbox/negative.rs"]

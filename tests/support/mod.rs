@@ -15,7 +15,9 @@ pub(crate) use agent::{Agent, Demo, Launch, nodens};
 pub(crate) use http::Http;
 pub(crate) use servers::{Nsd, Unbound};
 pub(crate) use tools::{dig, dnsperf, kdig};
-pub(crate) use upstream::{Reaction, Transport, Upstream, address_reply, reply_code};
+pub(crate) use upstream::reply::{address_reply, reply_code};
+pub(crate) use upstream::steps::{Step, framed, framed_as, half, pieces};
+pub(crate) use upstream::{Accept, Reaction, Transport, Upstream, edit};
 pub(crate) use wire::{Tcp, ask, ask_tcp, ask_udp, datagram_reply, message, name, option, query, with_edns};
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
