@@ -93,7 +93,8 @@ fn a_connection_whose_framing_is_lost_is_closed_and_no_other_is() {
 
 #[test]
 fn an_upstream_that_accepts_and_never_reads_is_servfail_in_time_and_its_first_connection_is_left() {
-    for (deaf, code) in [(usize::MAX, ResponseCode::ServFail), (1, ResponseCode::NoError)] {
+    let doors = [(usize::MAX, ResponseCode::ServFail), (1, ResponseCode::NoError)];
+    for_all(&doors, doors.len(), |_, &(deaf, code)| {
         let upstream = Upstream::start(|query, _| good_answer(query));
         upstream.accept(move |number| if number < deaf { Accept::Ignore } else { Accept::Serve });
         let stage = Stage::set(&[upstream.tcp()], "");
@@ -104,7 +105,7 @@ fn an_upstream_that_accepts_and_never_reads_is_servfail_in_time_and_its_first_co
         upstream.accept(|_| Accept::Serve);
         wait_until("it is answered", seconds(6), || stage.ask("deaf.example.").is_right());
         stage.is_sound("deaf", &[&upstream]);
-    }
+    });
 }
 
 #[test]
@@ -151,7 +152,7 @@ fn one_octet_in_100_ms_on_a_connection_delays_no_other_name() {
         Some(_) => drip.reaction(query),
         None => good_answer(query),
     });
-    let stage = Stage::set(&[upstream.tcp()], "");
+    let stage = Stage::set(&[upstream.tcp()], ", timeout: 2500ms");
     thread::scope(|scope| {
         let slow = scope.spawn(|| stage.ask("c0.bad.example."));
         wait_until("it drips", seconds(3), || upstream.count_of("c0.bad.example.") == 1);
@@ -167,7 +168,7 @@ fn one_octet_in_100_ms_on_a_connection_delays_no_other_name() {
 
 #[test]
 fn a_flood_of_unmatched_ids_is_servfail_in_time_and_costs_no_memory() {
-    for transport in [Transport::Udp, Transport::Tcp] {
+    for_all(&[Transport::Udp, Transport::Tcp], 2, |_, &transport| {
         let upstream = Upstream::start(|query, _| match case_of(query) {
             Some(_) => Reaction::Steps(flood(&message(&address_reply(query, 300, "192.0.2.66")), 20_000)),
             None => good_answer(query),
@@ -183,7 +184,7 @@ fn a_flood_of_unmatched_ids_is_servfail_in_time_and_costs_no_memory() {
             assert_eq!(outcome.code, ResponseCode::ServFail, "{transport:?}: {outcome:?}");
         });
         stage.is_sound("flood", &[&upstream]);
-    }
+    });
 }
 
 #[test]
