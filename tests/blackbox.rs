@@ -23,6 +23,12 @@ mod expiry;
 mod harness;
 #[path = "blackbox/hostile_clients.rs"]
 mod hostile_clients;
+#[path = "blackbox/hostile_upstream.rs"]
+mod hostile_upstream;
+#[path = "blackbox/hostile_upstream_faults.rs"]
+mod hostile_upstream_faults;
+#[path = "blackbox/hostile_upstream_more.rs"]
+mod hostile_upstream_more;
 #[path = "blackbox/malformed.rs"]
 mod malformed;
 #[path = "blackbox/negative.rs"]

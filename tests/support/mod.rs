@@ -22,7 +22,9 @@ pub(crate) use http::Http;
 pub(crate) use ports::free_port;
 pub(crate) use servers::{Nsd, Unbound};
 pub(crate) use tools::{dig, dnsperf, kdig};
-pub(crate) use upstream::{Reaction, Transport, Upstream, address_reply, reply_code};
+pub(crate) use upstream::reply::{address_reply, reply_code};
+pub(crate) use upstream::steps::{Step, framed, framed_as, half, pieces};
+pub(crate) use upstream::{Accept, Reaction, Transport, Upstream, edit};
 pub(crate) use waiting::{seconds, wait_until};
 pub(crate) use wire::{Tcp, ask, ask_tcp, option, with_edns};
 

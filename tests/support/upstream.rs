@@ -1,15 +1,22 @@
 //! An upstream that does what a test tells it, and counts what it sees.
 
+pub(crate) mod edit;
+pub(crate) mod reply;
+pub(crate) mod steps;
+
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::op::Message;
+use hickory_proto::rr::{Name, RecordType};
+use reply::address_reply;
+use socket2::SockRef;
+use steps::{Step, Way};
 
 use super::free_port;
 
@@ -18,6 +25,27 @@ use super::free_port;
 pub(crate) enum Transport {
     Udp,
     Tcp,
+}
+
+/// One query, as a script sees it.
+pub(crate) struct Call<'a> {
+    pub(crate) query: &'a Message,
+    pub(crate) transport: Transport,
+    /// Which TCP connection it came by, counted from 0; `None` over UDP.
+    pub(crate) connection: Option<usize>,
+    /// How often the same name and type were asked before, by any transport.
+    pub(crate) before: usize,
+}
+
+/// What happens to a connection that comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accept {
+    /// Its queries are read.
+    Serve,
+    /// It stays open, and nothing is ever read from it.
+    Ignore,
+    /// It is reset at once.
+    Reset,
 }
 
 /// What to do with a query.
@@ -30,6 +58,8 @@ pub(crate) enum Reaction {
     After(Duration, Message),
     /// Answer when the test calls [`Upstream::release`].
     Hold(Message),
+    /// Do this, in order.
+    Steps(Vec<Step>),
     /// Never answer.
     Drop,
     /// Close the connection (over UDP: never answer).
@@ -40,49 +70,33 @@ pub(crate) enum Reaction {
 #[derive(Clone)]
 pub(crate) struct Seen {
     pub(crate) transport: Transport,
+    /// Which TCP connection it came by, counted from 0.
+    pub(crate) connection: Option<usize>,
     pub(crate) query: Message,
 }
 
-type Script = dyn Fn(&Message, Transport) -> Reaction + Send + Sync;
+type Script = dyn Fn(&Call<'_>) -> Reaction + Send + Sync;
+type Door = dyn Fn(usize) -> Accept + Send + Sync;
 
 struct Shared {
     script: Box<Script>,
+    door: Mutex<Box<Door>>,
     seen: Mutex<Vec<Seen>>,
+    asked: Mutex<HashMap<(Name, RecordType), usize>>,
     held: Mutex<Vec<(Message, Way)>>,
     released: AtomicBool,
     connections: AtomicUsize,
     open: Mutex<HashMap<usize, TcpStream>>,
     /// Answers after which a connection is closed; 0 is never.
     close_after: AtomicUsize,
-    stopping: AtomicBool,
+    serving: AtomicBool,
 }
 
 /// A running upstream, UDP and TCP on one port.
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
-}
-
-/// The way back to the agent.
-#[derive(Clone)]
-enum Way {
-    Udp(Arc<UdpSocket>, SocketAddr),
-    Tcp(Arc<Mutex<TcpStream>>),
-}
-
-impl Way {
-    fn send(&self, bytes: &[u8]) {
-        // An agent that has gone away is no fault of the upstream's.
-        match self {
-            Self::Udp(socket, peer) => {
-                let _ = socket.send_to(bytes, peer);
-            }
-            Self::Tcp(stream) => {
-                let length = u16::try_from(bytes.len()).expect("at most 64 KiB");
-                let _ = lock(stream).write_all(&[&length.to_be_bytes(), bytes].concat());
-            }
-        }
-    }
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Upstream {
@@ -96,28 +110,69 @@ impl Upstream {
         Self::start(move |query, _| Reaction::Answer(address_reply(query, ttl, "192.0.2.1")))
     }
 
+    /// As [`Upstream::start`], at an address of its own.
     pub(crate) fn start_on(
         address: SocketAddr,
         script: impl Fn(&Message, Transport) -> Reaction + Send + Sync + 'static,
     ) -> Self {
-        let (udp, tcp) = bound(address);
-        // Long enough to be cheap, short enough for a prompt end.
-        udp.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
+        Self::begin(address, Box::new(move |call| script(call.query, call.transport)))
+    }
+
+    /// As [`Upstream::start`], with a script that also sees which connection and how many times.
+    pub(crate) fn scripted(script: impl Fn(&Call<'_>) -> Reaction + Send + Sync + 'static) -> Self {
+        Self::begin(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port()), Box::new(script))
+    }
+
+    fn begin(address: SocketAddr, script: Box<Script>) -> Self {
         let shared = Arc::new(Shared {
-            script: Box::new(script),
+            script,
+            door: Mutex::new(Box::new(|_| Accept::Serve)),
             seen: Mutex::default(),
+            asked: Mutex::default(),
             held: Mutex::default(),
             released: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             open: Mutex::default(),
             close_after: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
+            serving: AtomicBool::new(false),
         });
-        let for_udp = Arc::clone(&shared);
-        thread::spawn(move || serve_udp(&for_udp, udp));
-        let for_tcp = Arc::clone(&shared);
-        thread::spawn(move || serve_tcp(&for_tcp, &tcp));
-        Self { address, shared }
+        let upstream = Self { address, shared, threads: Mutex::default() };
+        upstream.come_back();
+        upstream
+    }
+
+    /// Opens both sockets (again).
+    pub(crate) fn come_back(&self) {
+        let (udp, tcp) = bound(self.address);
+        self.shared.serving.store(true, Ordering::Relaxed);
+        let (for_udp, for_tcp) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
+        let threads = [
+            thread::spawn(move || serve_udp(&for_udp, udp)),
+            thread::spawn(move || serve_tcp(&for_tcp, &tcp)),
+        ];
+        lock(&self.threads).extend(threads);
+    }
+
+    /// Closes both sockets and every connection: from now on the port refuses.
+    pub(crate) fn go_away(&self) {
+        self.stop();
+        for thread in lock(&self.threads).drain(..) {
+            thread.join().expect("a thread of the upstream");
+        }
+        self.break_connections();
+    }
+
+    /// Wakes the threads that wait at the sockets, and lets them end.
+    fn stop(&self) {
+        self.shared.serving.store(false, Ordering::Relaxed);
+        self.break_connections();
+        let _ = TcpStream::connect(self.address);
+        let _ = UdpSocket::bind((self.address.ip(), 0)).and_then(|socket| socket.send_to(&[], self.address));
+    }
+
+    /// From now on decides by its number, from 0, what happens to a connection that comes.
+    pub(crate) fn accept(&self, door: impl Fn(usize) -> Accept + Send + Sync + 'static) {
+        *lock(&self.shared.door) = Box::new(door);
     }
 
     /// As the config writes it.
@@ -152,6 +207,11 @@ impl Upstream {
     /// TCP connections that are open now.
     pub(crate) fn open_connections(&self) -> usize {
         lock(&self.shared.open).len()
+    }
+
+    /// Numbers of the TCP connections that are open now.
+    pub(crate) fn open_numbers(&self) -> Vec<usize> {
+        lock(&self.shared.open).keys().copied().collect()
     }
 
     /// Breaks every open connection.
@@ -197,10 +257,7 @@ impl Upstream {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Relaxed);
-        self.break_connections();
-        // Wakes the thread that waits in `accept`.
-        let _ = TcpStream::connect(self.address);
+        self.stop();
     }
 }
 
@@ -220,37 +277,44 @@ fn bound(address: SocketAddr) -> (UdpSocket, TcpListener) {
 fn serve_udp(shared: &Arc<Shared>, socket: UdpSocket) {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; 65_535];
-    while !shared.stopping.load(Ordering::Relaxed) {
+    while shared.serving.load(Ordering::Relaxed) {
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else {
             continue;
         };
         let way = Way::Udp(Arc::clone(&socket), peer);
         if let Ok(query) = Message::from_vec(&buffer[..length]) {
-            react(shared, query, Transport::Udp, way);
+            react(shared, query, None, way);
         }
     }
 }
 
 fn serve_tcp(shared: &Arc<Shared>, listener: &TcpListener) {
     for stream in listener.incoming() {
-        if shared.stopping.load(Ordering::Relaxed) {
+        if !shared.serving.load(Ordering::Relaxed) {
             return;
         }
         let Ok(stream) = stream else { continue };
         let number = shared.connections.fetch_add(1, Ordering::Relaxed);
         let _ = stream.set_nodelay(true);
+        let accept = lock(&shared.door)(number);
+        if accept == Accept::Reset {
+            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            continue;
+        }
         if let Ok(copy) = stream.try_clone() {
             lock(&shared.open).insert(number, copy);
         }
-        let shared = Arc::clone(shared);
-        thread::spawn(move || {
-            serve_connection(&shared, stream);
-            lock(&shared.open).remove(&number);
-        });
+        if accept == Accept::Serve {
+            let shared = Arc::clone(shared);
+            thread::spawn(move || {
+                serve_connection(&shared, stream, number);
+                lock(&shared.open).remove(&number);
+            });
+        }
     }
 }
 
-fn serve_connection(shared: &Arc<Shared>, mut stream: TcpStream) {
+fn serve_connection(shared: &Arc<Shared>, mut stream: TcpStream, number: usize) {
     let Ok(writer) = stream.try_clone() else {
         return;
     };
@@ -268,7 +332,7 @@ fn serve_connection(shared: &Arc<Shared>, mut stream: TcpStream) {
         let Ok(query) = Message::from_vec(&bytes) else {
             return;
         };
-        let goes_on = react(shared, query, Transport::Tcp, Way::Tcp(Arc::clone(&writer)));
+        let goes_on = react(shared, query, Some(number), Way::Tcp(Arc::clone(&writer)));
         answered += 1;
         let limit = shared.close_after.load(Ordering::Relaxed);
         if !goes_on || (limit > 0 && answered >= limit) {
@@ -279,17 +343,22 @@ fn serve_connection(shared: &Arc<Shared>, mut stream: TcpStream) {
 }
 
 /// Does what the script says; false closes the connection.
-fn react(shared: &Arc<Shared>, query: Message, transport: Transport, way: Way) -> bool {
-    let reaction = (shared.script)(&query, transport);
-    lock(&shared.seen).push(Seen { transport, query });
+fn react(shared: &Arc<Shared>, query: Message, connection: Option<usize>, way: Way) -> bool {
+    let transport = if connection.is_some() { Transport::Tcp } else { Transport::Udp };
+    let before = query.queries.first().map_or(0, |question| {
+        let mut asked = lock(&shared.asked);
+        let count = asked.entry((question.name.clone(), question.query_type)).or_default();
+        *count += 1;
+        *count - 1
+    });
+    let reaction = (shared.script)(&Call { query: &query, transport, connection, before });
+    lock(&shared.seen).push(Seen { transport, connection, query });
     match reaction {
         Reaction::Answer(answer) => way.send(&answer.to_vec().expect("answer")),
         Reaction::Bytes(messages) => messages.iter().for_each(|bytes| way.send(bytes)),
+        Reaction::Steps(steps) => way.run(steps),
         Reaction::After(delay, answer) => {
-            thread::spawn(move || {
-                thread::sleep(delay);
-                way.send(&answer.to_vec().expect("answer"));
-            });
+            way.run(vec![Step::Pause(delay), Step::Message(answer.to_vec().expect("answer"))]);
         }
         Reaction::Hold(answer) => {
             let mut held = lock(&shared.held);
@@ -303,31 +372,6 @@ fn react(shared: &Arc<Shared>, query: Message, transport: Transport, way: Way) -
         Reaction::Close => return false,
     }
     true
-}
-
-/// A reply to this query with nothing but an RCODE.
-pub(crate) fn reply_code(query: &Message, code: ResponseCode) -> Message {
-    let mut reply = query.clone();
-    reply.metadata.message_type = MessageType::Response;
-    reply.metadata.response_code = code;
-    reply.metadata.recursion_available = true;
-    reply.metadata.authoritative = false;
-    reply.metadata.authentic_data = false;
-    if let Some(edns) = &mut reply.edns {
-        edns.options_mut().options.clear();
-    }
-    reply
-}
-
-/// A reply with one address record under the question's own name; NODATA for other types.
-pub(crate) fn address_reply(query: &Message, ttl: u32, address: &str) -> Message {
-    let mut reply = reply_code(query, ResponseCode::NoError);
-    let question = query.queries.first().expect("question");
-    let data = RData::from(address.parse::<IpAddr>().expect("address"));
-    if data.record_type() == question.query_type {
-        reply.add_answer(Record::from_rdata(question.name.clone(), ttl, data));
-    }
-    reply
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -11,7 +11,7 @@ use nodens::cache::front::Front;
 use nodens::clock;
 use nodens::config::{Config, Upstream, file};
 use nodens::metrics::{Metrics, Source, Transport};
-use nodens::resolve::flight::ReplyTo;
+use nodens::resolve::flight::{Outlet, ReplyTo};
 use nodens::resolve::view::View;
 use nodens::resolve::{Client, Resolver, Step as Decided};
 use nodens::upstream::Pool;
@@ -184,14 +184,8 @@ impl World {
             Decided::Reply(_) => reply.take(out, &self.resolver),
             Decided::Drop(_) => {}
             Decided::Wait(miss) => {
-                let (sender, mut receiver) = mpsc::unbounded_channel();
-                self.resolver.wait(miss, ReplyTo::Stream(sender));
-                let (reply, resolver) = (Arc::clone(&reply), Arc::clone(&self.resolver));
-                tokio::spawn(async move {
-                    if let Some(bytes) = receiver.recv().await {
-                        reply.take(bytes, &resolver);
-                    }
-                });
+                let to = Arc::new(Waits { reply: Arc::clone(&reply), resolver: Arc::clone(&self.resolver) });
+                self.resolver.wait(miss, ReplyTo::Stream(to));
             }
         }
         self.asked.insert(label.to_owned(), Asked { query, at: Instant::now(), counts, reply });
@@ -238,6 +232,25 @@ impl World {
             }
         }
         check(asked.query.as_ref(), &reply, bytes.len(), expect).map_err(|error| format!("{error}\n{reply}"))
+    }
+}
+
+/// Where the reply of a query that has to wait comes out.
+struct Waits {
+    reply: Arc<Reply>,
+    resolver: Arc<Resolver>,
+}
+
+impl Outlet for Waits {
+    fn deliver(&self, message: &[u8]) -> bool {
+        self.reply.take(message.to_vec(), &self.resolver);
+        true
+    }
+}
+
+impl std::fmt::Debug for Waits {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Waits")
     }
 }
 
