@@ -222,8 +222,9 @@ impl Resolver {
             zone.metrics.response(client.slot, Source::Local, rcode::REFUSED);
             return Step::Reply(Source::Local);
         }
-        let failed = self.failures.lookup(key, zone.pool.generation(), now);
-        if let Some(entry) = expired.as_ref().and_then(|entry| zone.may_serve_stale(entry, now)) {
+        let stale = expired.as_ref().and_then(|entry| zone.may_serve_stale(entry, now));
+        let failed = self.failures.lookup(key, stale.is_some(), zone.pool.generation(), now);
+        if let Some(entry) = stale {
             let stale_now = failed.is_some() || entry.immediate || zone.pool.is_down(now);
             if stale_now {
                 let code = zone.write_stale(entry.entry, query, client.ours, view.rotate, out);
@@ -405,9 +406,8 @@ impl Landing<'_> {
                     _ => Cause::Transport,
                 };
                 zone.failed(remembered);
-                let times = zone.failure_times(stale.is_some());
                 let generation = zone.pool.generation();
-                resolver.failures.store(key, remembered, generation, &times, clock::now());
+                resolver.failures.store(key, remembered, generation, &zone.times, clock::now());
                 let waiters = self.end();
                 resolver.answer_without(zone, stale.as_deref(), waiters, Some(cause), &done.attempts);
             }

@@ -36,13 +36,12 @@ pub struct Failed {
     /// Why.
     pub cause: Cause,
     until: Instant,
+    /// Where a stale answer bridges the gap, the next try is due then (RFC 8767 §5).
+    recheck_at: Instant,
     /// Failures of this kind in a row, for the back-off.
     in_a_row: u32,
-    /// The pool's generation when it failed.
+    /// The pool's generation when it failed. A recovery voids transport failures and recheck timers.
     generation: u64,
-    /// Whether a recovery of the pool voids it: a transport failure, and the pause between the tries
-    /// while a stale answer bridges the gap.
-    until_recovery: bool,
 }
 
 /// How long failures last.
@@ -54,8 +53,8 @@ pub struct Times {
     pub servfail: Duration,
     /// Where its doubling ends.
     pub servfail_max: Duration,
-    /// Whether they are the pause between tries while a stale answer bridges the gap.
-    pub recheck: bool,
+    /// The least pause between tries while a stale answer bridges the gap.
+    pub recheck: Duration,
 }
 
 /// RFC 9520 §3.2: no failure counts for longer; a later one is a first one again.
@@ -76,10 +75,10 @@ impl Failures {
         ))
     }
 
-    /// The failure that still counts for this question.
-    pub fn lookup(&self, key: &KeyBuf, generation: u64, now: Instant) -> Option<Cause> {
+    /// The failure that still counts for this question; longer where a stale answer bridges the gap.
+    pub fn lookup(&self, key: &KeyBuf, bridged: bool, generation: u64, now: Instant) -> Option<Cause> {
         let failed = self.0.get(key.as_bytes())?;
-        failed.counts(generation, now).then_some(failed.cause)
+        failed.counts(bridged, generation, now).then_some(failed.cause)
     }
 
     /// Remembers a failure at `now`; `generation` is the pool's.
@@ -118,8 +117,10 @@ impl Default for Failures {
 }
 
 impl Failed {
-    fn counts(&self, generation: u64, now: Instant) -> bool {
-        now < self.until && (!self.until_recovery || self.generation == generation)
+    fn counts(&self, bridged: bool, generation: u64, now: Instant) -> bool {
+        let recovered = self.generation != generation;
+        let remembered = now < self.until && !(recovered && self.cause == Cause::Transport);
+        remembered || (bridged && now < self.recheck_at && !recovered)
     }
 
     /// The failure that follows `before`. Only failure RCODEs back off.
@@ -135,8 +136,7 @@ impl Failed {
             }
             Cause::Rcode(_) => times.servfail,
         };
-        let until_recovery = cause == Cause::Transport || times.recheck;
-        Self { cause, until: now + lasts, in_a_row, generation, until_recovery }
+        Self { cause, until: now + lasts, recheck_at: now + times.recheck, in_a_row, generation }
     }
 }
 
@@ -148,7 +148,7 @@ mod tests {
         transport: Duration::from_secs(1),
         servfail: Duration::from_secs(1),
         servfail_max: Duration::from_secs(10),
-        recheck: false,
+        recheck: Duration::from_secs(5),
     };
 
     #[test]
@@ -173,11 +173,12 @@ mod tests {
     fn a_good_answer_of_the_pool_voids_transport_failures_and_rechecks_only() {
         let now = Instant::now();
         let transport = Failed::after(None, Cause::Transport, 7, &TIMES, now);
-        assert!(transport.counts(7, now) && !transport.counts(8, now));
+        assert!(transport.counts(false, 7, now) && !transport.counts(false, 8, now));
         let servfail = Failed::after(None, Cause::Rcode(2), 7, &TIMES, now);
-        assert!(servfail.counts(8, now));
-        assert!(!servfail.counts(8, now + Duration::from_secs(1)));
-        let bridged = Failed::after(None, Cause::Rcode(2), 7, &Times { recheck: true, ..TIMES }, now);
-        assert!(bridged.counts(7, now) && !bridged.counts(8, now));
+        assert!(servfail.counts(false, 8, now) && servfail.counts(true, 8, now));
+        let later = now + Duration::from_secs(1);
+        assert!(!servfail.counts(false, 7, later), "with nothing stale to give it lasts no longer");
+        assert!(servfail.counts(true, 7, later) && !servfail.counts(true, 8, later));
+        assert!(!servfail.counts(true, 7, now + Duration::from_secs(5)));
     }
 }

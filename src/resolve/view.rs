@@ -126,7 +126,8 @@ pub struct Zone {
     pub pool: Arc<Pool>,
     /// Answers.
     pub metrics: Arc<ZoneMetrics>,
-    times: Times,
+    /// How long failures count.
+    pub times: Times,
     /// Unix seconds since which nothing has answered; 0 while something does.
     failing_since: AtomicU64,
     requests: Mutex<Vec<Requests>>,
@@ -172,7 +173,7 @@ impl Zone {
                 transport: policy.failure.transport,
                 servfail: policy.failure.servfail,
                 servfail_max: policy.failure.servfail_max,
-                recheck: false,
+                recheck: policy.stale.as_ref().map_or(Duration::ZERO, |stale| stale.failure_recheck),
             },
             failing_since: AtomicU64::new(0),
             requests: Mutex::default(),
@@ -203,19 +204,6 @@ impl Zone {
         };
         entry.write(query, Ttls::Fixed(ttl), &Style { edns: ours, rotate, error: Some(error) }, out);
         entry.rcode()
-    }
-
-    /// How long a failure lasts: where a stale entry bridges it, until the next try is due.
-    pub fn failure_times(&self, has_stale: bool) -> Times {
-        match &self.stale {
-            Some(rule) if has_stale => Times {
-                transport: self.times.transport.max(rule.failure_recheck),
-                servfail: self.times.servfail.max(rule.failure_recheck),
-                servfail_max: self.times.servfail_max.max(rule.failure_recheck),
-                recheck: true,
-            },
-            _ => self.times,
-        }
     }
 
     /// Counts what was sent upstream.

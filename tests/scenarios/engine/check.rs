@@ -98,8 +98,8 @@ fn compare(what: &str, got: &[Record], wanted: &[Record], ordered: bool) -> Resu
     same(&format!("{what} section"), got, wanted)
 }
 
-/// Whether a query that went upstream is as wanted.
-pub(crate) fn sent(seen: &Seen, wanted: &str) -> Result<(), String> {
+/// Whether a query that went upstream, after this other one for the same question, is as wanted.
+pub(crate) fn sent(seen: &Seen, before: Option<&Seen>, wanted: &str) -> Result<(), String> {
     let (header, edns) = (&seen.message.metadata, seen.message.edns.as_ref());
     let (key, value) = wanted.split_once('=').unwrap_or((wanted, ""));
     let holds = match key {
@@ -115,6 +115,15 @@ pub(crate) fn sent(seen: &Seen, wanted: &str) -> Result<(), String> {
         "size" => edns.is_some_and(|edns| edns.max_payload().to_string() == value),
         "udp" => seen.transport == Transport::Udp,
         "tcp" => seen.transport == Transport::Tcp,
+        "at" => seen.server.ip().to_string() == value,
+        "repeated" => before.is_some_and(|before| {
+            (before.way, before.message.metadata.id) == (seen.way, seen.message.metadata.id)
+        }),
+        "elsewhere" => before.is_some_and(|before| before.way != seen.way),
+        "mixed-case" => {
+            let name = seen.message.queries[0].name.to_ascii();
+            name != name.to_lowercase() && name != name.to_uppercase()
+        }
         _ => return Err(format!("`{wanted}` is nothing to look for in a query")),
     };
     if holds { Ok(()) } else { Err(format!("not {wanted}: {}", seen.message)) }

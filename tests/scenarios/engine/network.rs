@@ -75,7 +75,10 @@ struct Rule {
 /// A query as a server saw it.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
+    pub(crate) server: SocketAddr,
     pub(crate) transport: Transport,
+    /// The port or stream it came by: no two have the same number.
+    pub(crate) way: usize,
     pub(crate) message: Message,
 }
 
@@ -87,6 +90,7 @@ struct State {
     unexpected: Vec<String>,
     opened: usize,
     open: usize,
+    ways: usize,
 }
 
 /// All servers there are.
@@ -132,10 +136,17 @@ impl Servers {
         self.state().reachable.get(&server).copied().unwrap_or(Reachable::Yes)
     }
 
-    fn react(&self, bytes: &[u8], server: SocketAddr, transport: Transport) -> Option<Told> {
+    /// A number for a port or stream.
+    fn way(&self) -> usize {
+        let mut state = self.state();
+        state.ways += 1;
+        state.ways
+    }
+
+    fn react(&self, bytes: &[u8], server: SocketAddr, transport: Transport, way: usize) -> Option<Told> {
         let message = Message::from_vec(bytes).expect("a well-formed query from the agent");
         let mut state = self.state();
-        state.seen.push(Seen { transport, message: message.clone() });
+        state.seen.push(Seen { server, transport, way, message: message.clone() });
         let mut fitting = state
             .rules
             .iter_mut()
@@ -188,8 +199,8 @@ impl Network for Servers {
         let servers = self.clone();
         Box::pin(async move {
             let (sender, receiver) = unbounded_channel();
-            Ok(Box::new(Port { servers, server, sender, receiver: Mutex::new(receiver) })
-                as Box<dyn Datagrams>)
+            let (way, receiver) = (servers.way(), Mutex::new(receiver));
+            Ok(Box::new(Port { servers, server, way, sender, receiver }) as Box<dyn Datagrams>)
         })
     }
 }
@@ -199,12 +210,13 @@ impl Servers {
     async fn serve(&self, stream: DuplexStream, server: SocketAddr) {
         let (mut reader, writer) = split(stream);
         let writer = Arc::new(tokio::sync::Mutex::new(writer));
+        let way = self.way();
         while let Ok(length) = reader.read_u16().await {
             let mut query = vec![0; usize::from(length)];
             if reader.read_exact(&mut query).await.is_err() {
                 return;
             }
-            let Some(told) = self.react(&query, server, Transport::Tcp) else { continue };
+            let Some(told) = self.react(&query, server, Transport::Tcp, way) else { continue };
             let close = told.close;
             let writer = Arc::clone(&writer);
             let telling = tokio::spawn(async move { tell(told, &writer).await });
@@ -264,6 +276,7 @@ impl Reader for Stream {}
 struct Port {
     servers: Servers,
     server: SocketAddr,
+    way: usize,
     /// `Err` is what an ICMP message makes of the next receive.
     sender: UnboundedSender<io::Result<Vec<u8>>>,
     receiver: Mutex<UnboundedReceiver<io::Result<Vec<u8>>>>,
@@ -277,7 +290,7 @@ impl Datagrams for Port {
                 let _ = self.sender.send(Err(io::ErrorKind::ConnectionRefused.into()));
             }
             Reachable::Yes => {
-                if let Some(told) = self.servers.react(datagram, self.server, Transport::Udp) {
+                if let Some(told) = self.servers.react(datagram, self.server, Transport::Udp, self.way) {
                     let sender = self.sender.clone();
                     tokio::spawn(async move {
                         tokio::time::sleep(told.after).await;

@@ -28,7 +28,7 @@ pub(crate) enum Step {
     Wait(Duration),
     /// So many queries came upstream since the beginning.
     Asked(usize, Option<(Name, Option<RecordType>)>),
-    /// The last query upstream for this question looked like this.
+    /// The last query upstream for this question looked like this, the one before it considered.
     Sent(Name, RecordType, Vec<String>),
     Streams {
         opened: Option<usize>,
@@ -77,6 +77,7 @@ struct Line {
 /// All scenarios of a file.
 pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
     let mut scenarios: Vec<Scenario> = Vec::new();
+    let (mut upstream, mut cache) = (String::new(), String::new());
     for Line { number, text, block } in lines(text) {
         let at = |error: String| format!("{number}: {error}");
         let (keyword, rest) = text.split_once(' ').map_or((&*text, ""), |(word, rest)| (word, rest.trim()));
@@ -84,14 +85,21 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
             if block.is_empty() {
                 return Err(at(format!("scenario {rest}: say below it which rule it proves")));
             }
+            (upstream, cache) = Default::default();
             scenarios.push(Scenario { name: rest.to_owned(), config: config("", ""), steps: Vec::new() });
             continue;
         }
         let scenario = scenarios.last_mut().ok_or_else(|| at("begin with `scenario NAME`".to_owned()))?;
         match keyword {
             "config" => scenario.config = block.iter().map(|(_, line)| format!("{line}\n")).collect(),
-            "cache" => scenario.config = config("", &format!("cache: {rest}")),
-            "upstream" => scenario.config = config(rest, ""),
+            "cache" => {
+                cache = format!("cache: {rest}");
+                scenario.config = config(&upstream, &cache);
+            }
+            "upstream" => {
+                upstream = rest.to_owned();
+                scenario.config = config(&upstream, &cache);
+            }
             _ => scenario.steps.push((number, step(keyword, rest, &block).map_err(at)?)),
         }
     }

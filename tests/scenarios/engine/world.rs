@@ -128,9 +128,9 @@ impl World {
                     let question = seen.message.queries.first();
                     question.is_some_and(|question| question.name == *name && question.query_type == *rtype)
                 });
-                let last = seen.last().ok_or("nothing like it went upstream")?;
+                let (last, before) = seen.split_last().ok_or("nothing like it went upstream")?;
                 for wanted in wanted {
-                    sent(last, wanted)?;
+                    sent(last, before.last(), wanted)?;
                 }
             }
             Step::Streams { opened, open } => {
