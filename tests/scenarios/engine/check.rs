@@ -9,6 +9,7 @@ use crate::script::Expect;
 
 /// Whether a reply is what was expected, beside its time and source.
 pub(crate) fn check(
+    id: Option<u16>,
     query: Option<&Message>,
     reply: &Message,
     length: usize,
@@ -16,8 +17,8 @@ pub(crate) fn check(
 ) -> Result<(), String> {
     let header = &reply.metadata;
     same("RCODE", u16::from(header.response_code), expect.code)?;
+    same("ID", Some(header.id), id)?;
     if let Some(query) = query {
-        same("ID", header.id, query.metadata.id)?;
         if !reply.queries.is_empty() {
             let (ours, theirs) = (&reply.queries[0], &query.queries[0]);
             // In the client's own letters: names compare without case, their text does not.
@@ -49,6 +50,10 @@ fn expected(reply: &Message, length: usize, option: &str) -> Result<(), String> 
         "ordered" => Ok(()),
         "ede" => same("extended error", of_option(reply, 15)?, Some(number()?)),
         "no-ede" => same("extended error", of_option(reply, 15)?, None),
+        "no-options" => {
+            let bare = reply.edns.as_ref().is_some_and(|edns| edns.options().as_ref().is_empty());
+            same("an OPT without options", bare, true)
+        }
         "keepalive" => same("keepalive", of_option(reply, 11)?, Some(number()?)),
         "size" => {
             let size = reply.edns.as_ref().map(|edns| usize::from(edns.max_payload()));

@@ -5,12 +5,26 @@ use std::str::FromStr;
 use hickory_proto::rr::rdata::NULL;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
-/// `www.example.`, fully qualified, letter case kept.
+/// `www.example.`, fully qualified, letter case kept; `\193` is one octet (RFC 1035 §5.1).
 pub(crate) fn name(text: &str) -> Result<Name, String> {
     if !text.ends_with('.') {
         return Err(format!("`{text}` does not end with a dot"));
     }
-    Name::from_ascii(text).map_err(|error| format!("`{text}` is no name: {error}"))
+    let labels = text.trim_end_matches('.').split('.').filter(|label| !label.is_empty());
+    let labels: Vec<Vec<u8>> = labels.map(octets).collect::<Result<_, _>>()?;
+    Name::from_labels(labels).map_err(|error| format!("`{text}` is no name: {error}"))
+}
+
+/// A label's octets.
+fn octets(label: &str) -> Result<Vec<u8>, String> {
+    let mut parts = label.split('\\');
+    let mut octets = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let number = part.get(..3).and_then(|digits| digits.parse().ok());
+        octets.push(number.ok_or_else(|| format!("`{label}`: write \\ and three digits"))?);
+        octets.extend(part[3..].as_bytes());
+    }
+    Ok(octets)
 }
 
 /// `AAAA` or `TYPE65280`.
@@ -59,6 +73,17 @@ pub(crate) fn record(text: &str) -> Result<Record, String> {
     let mut record = Record::from_rdata(owner, ttl, data);
     record.dns_class = class.unwrap_or(DNSClass::IN);
     Ok(record)
+}
+
+/// One record, or with `30*` in front as many, in which `{}` is their number from 1 on.
+pub(crate) fn records(text: &str) -> Result<Vec<Record>, String> {
+    match text.split_once("* ") {
+        Some((count, text)) => {
+            let count: usize = count.parse().map_err(|_| format!("`{count}` is no number of records"))?;
+            (1..=count).map(|number| record(&text.replace("{}", &number.to_string()))).collect()
+        }
+        None => Ok(vec![record(text)?]),
+    }
 }
 
 /// Bytes from hexadecimal digits.

@@ -101,15 +101,15 @@ impl Saying {
             "question" => self.question = question(rest)?,
             "count" => self.lies.push(lie(rest)?),
             "opt" => self.opt = Some(opt(rest)?),
-            "an" => self.sections[0].push(records::record(rest)?),
-            "ns" => self.sections[1].push(records::record(rest)?),
-            "ar" => self.sections[2].push(records::record(rest)?),
+            "an" => self.sections[0].extend(records::records(rest)?),
+            "ns" => self.sections[1].extend(records::records(rest)?),
+            "ar" => self.sections[2].extend(records::records(rest)?),
             _ => match code(word) {
                 Some(code) => {
                     self.code = code;
                     self.flags = rest.split_whitespace().map(str::to_owned).collect();
                 }
-                None => self.sections[0].push(records::record(line)?),
+                None => self.sections[0].extend(records::records(line)?),
             },
         }
         Ok(())

@@ -281,7 +281,8 @@ fn expect(words: &[&str], block: &[(usize, String)]) -> Result<Expect, String> {
                 Some(("ar", text)) => (2, text),
                 _ => (0, line.as_str()),
             };
-            sections[section].push(records::record(text).map_err(|error| format!("line {number}: {error}"))?);
+            let records = records::records(text).map_err(|error| format!("line {number}: {error}"))?;
+            sections[section].extend(records);
         }
         expect.records = Some(sections);
     }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::check::{check, same, sent};
 use crate::network::Servers;
+use crate::records::hex;
 use crate::saying::Saying;
 use crate::script::{Ask, Expect, Nothing, Scenario, Step};
 
@@ -63,6 +64,8 @@ struct World {
 
 /// A query, and what has come back.
 struct Asked {
+    id: Option<u16>,
+    /// As far as it can be read.
     query: Option<Message>,
     at: Instant,
     counts: Counts,
@@ -158,10 +161,11 @@ impl World {
 
     fn ask(&mut self, label: &str, ask: &Ask) -> Result<(), String> {
         let (query, packet) = match &ask.raw {
-            Some(raw) => (None, raw.clone()),
+            Some(raw) => (Message::from_vec(raw).ok(), raw.clone()),
             None => {
                 let query = query(ask)?;
-                let packet = query.to_vec().map_err(|error| error.to_string())?;
+                let mut packet = query.to_vec().map_err(|error| error.to_string())?;
+                small_size(ask, &query, &mut packet);
                 (Some(query), packet)
             }
         };
@@ -188,7 +192,8 @@ impl World {
                 self.resolver.wait(miss, ReplyTo::Stream(to));
             }
         }
-        self.asked.insert(label.to_owned(), Asked { query, at: Instant::now(), counts, reply });
+        let id = packet.first_chunk().map(|id| u16::from_be_bytes(*id));
+        self.asked.insert(label.to_owned(), Asked { id, query, at: Instant::now(), counts, reply });
         Ok(())
     }
 
@@ -231,7 +236,8 @@ impl World {
                 return Err(format!("not a {wanted} but {come:?}: {reply}"));
             }
         }
-        check(asked.query.as_ref(), &reply, bytes.len(), expect).map_err(|error| format!("{error}\n{reply}"))
+        check(asked.id, asked.query.as_ref(), &reply, bytes.len(), expect)
+            .map_err(|error| format!("{error}\n{reply}"))
     }
 }
 
@@ -264,6 +270,17 @@ impl Reply {
 
     fn came(&self) -> Option<Came> {
         self.came.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Sizes below 512, which hickory would not write, go into the OPT at the packet's end.
+fn small_size(ask: &Ask, query: &Message, packet: &mut [u8]) {
+    let size = ask.options.iter().rev().find_map(|option| option.strip_prefix("size=")?.parse::<u16>().ok());
+    if let (Some(size @ ..512), Some(edns)) = (size, &query.edns) {
+        let options: usize =
+            edns.options().as_ref().iter().map(|(_, option)| 4 + usize::from(option.len())).sum();
+        let at = packet.len() - options - 8;
+        packet[at..at + 2].copy_from_slice(&size.to_be_bytes());
     }
 }
 
@@ -309,8 +326,10 @@ fn query(ask: &Ask) -> Result<Message, String> {
                 });
             }
             "option" => {
-                let code = number()?;
-                opt(&mut edns, &|edns| edns.options_mut().insert(EdnsOption::Unknown(code, Vec::new())));
+                let (code, digits) = value.split_once(':').unwrap_or((value, ""));
+                let code = code.parse().map_err(|_| format!("`{option}` wants CODE or CODE:HEX"))?;
+                let bytes = hex(digits)?;
+                opt(&mut edns, &|edns| edns.options_mut().insert(EdnsOption::Unknown(code, bytes.clone())));
             }
             _ => return Err(format!("`{option}` is no option of a query")),
         }
