@@ -155,6 +155,7 @@ impl Pool {
         let settings = Settings {
             connections: definition.connections.clone(),
             mixed_case: definition.mixed_case,
+            timeout: definition.timeout,
             edns_size,
             network,
             late,

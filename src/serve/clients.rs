@@ -142,12 +142,15 @@ fn dismiss(places: &mut Places, client: &Arc<Connected>) {
     client.wake.notify_one();
 }
 
+/// A client that was dismissed has no place to give back any more.
 fn remove(places: &mut Places, client: &Arc<Connected>) {
-    if let Some(of_address) = places.get_mut(&client.ip) {
-        of_address.retain(|other| !Arc::ptr_eq(other, client));
-        if of_address.is_empty() {
-            places.remove(&client.ip);
-        }
+    let Some(of_address) = places.get_mut(&client.ip) else { return };
+    if let Some(at) = of_address.iter().position(|other| Arc::ptr_eq(other, client)) {
+        of_address.swap_remove(at);
+        client.clients.gauge.decrement(1.0);
+    }
+    if of_address.is_empty() {
+        places.remove(&client.ip);
     }
 }
 
@@ -232,7 +235,6 @@ impl Drop for Place {
         let clients = &self.client.clients;
         remove(&mut clients.lock(), &self.client);
         self.client.release(self.client.held());
-        clients.gauge.decrement(1.0);
     }
 }
 

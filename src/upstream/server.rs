@@ -54,6 +54,8 @@ pub struct Settings {
     pub mixed_case: bool,
     /// The size in our OPT, bytes.
     pub edns_size: u16,
+    /// Deadline of one query, all tries together.
+    pub timeout: Duration,
     /// Where servers are.
     pub network: Arc<dyn Network>,
     /// Takes the answers that nobody waits for any more.
@@ -207,11 +209,13 @@ impl Server {
                     || u16_at(response, 4) == Ok(0)
                     || response[name.clone()] == query[name.clone()])
         };
-        let mut strangers = 0;
-        for _ in 0..TRIES {
+        for turn in 1..=TRIES {
+            let mut strangers = 0;
             sending.udp.fetch_add(1, Ordering::Relaxed);
             datagrams.send(&query).await.map_err(|_| Cause::Connect)?;
-            let resend_at = Instant::now() + PATIENCE;
+            // The last one is awaited for as long as anybody wants the answer.
+            let patience = if turn < TRIES { PATIENCE } else { self.settings.timeout };
+            let resend_at = Instant::now() + patience;
             while let Ok(received) = timeout_at(resend_at, datagrams.receive()).await {
                 let message = received.map_err(|_| Cause::Connect)?;
                 if is_answer(&message) {
