@@ -156,6 +156,7 @@ impl Resolver {
                 entry.write(&query, Ttls::Aged(entry.age(now).as_secs() as u32), &style, out);
                 zone.metrics.response(client.slot, Source::Hit, entry.rcode());
                 if let Some(prefetch) = zone.prefetch
+                    && query.recursion_desired()
                     && entry.wants_refresh(prefetch.hits, prefetch.at, now)
                 {
                     zone.metrics.prefetches.add(1);
