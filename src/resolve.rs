@@ -139,7 +139,9 @@ impl Resolver {
         };
         if let Some(code) = refusal {
             self.metrics.no_zone.response(client.slot, Source::Local, code);
-            query.write_empty(code, &client.ours, None, out);
+            // To tell a stranger our idle timeout takes more than asking for it did.
+            let keepalive = client.ours.keepalive.filter(|_| client.allowed);
+            query.write_empty(code, &OurEdns { keepalive, ..client.ours }, None, out);
             return Step::Reply(Source::Local);
         }
         let mut key = KeyBuf::new(&query);
@@ -156,6 +158,7 @@ impl Resolver {
                 entry.write(&query, Ttls::Aged(entry.age(now).as_secs() as u32), &style, out);
                 zone.metrics.response(client.slot, Source::Hit, entry.rcode());
                 if let Some(prefetch) = zone.prefetch
+                    && query.recursion_desired()
                     && entry.wants_refresh(prefetch.hits, prefetch.at, now)
                 {
                     zone.metrics.prefetches.add(1);
