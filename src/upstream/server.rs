@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::connection::{Broken, Connection};
-use super::exchange::{PATIENCE, TRIES};
 use super::health::Health;
 use super::transport::Network;
 use super::{Cause, Late, Sent};
@@ -69,12 +68,19 @@ pub struct Sending {
     udp: AtomicU32,
     tcp: AtomicU32,
     reused: AtomicBool,
+    repeat: Notify,
 }
 
 impl Sending {
     /// Nothing yet.
     pub fn new(udp_first: bool) -> Self {
-        Self { udp_first, udp: AtomicU32::new(0), tcp: AtomicU32::new(0), reused: AtomicBool::new(false) }
+        let (udp, tcp) = Default::default();
+        Self { udp_first, udp, tcp, reused: AtomicBool::new(false), repeat: Notify::new() }
+    }
+
+    /// Has the datagram sent again: the one before may be lost.
+    pub fn repeat(&self) {
+        self.repeat.notify_one();
     }
 
     /// Whether it waits for a datagram: not after UDP has truncated the answer.
@@ -191,8 +197,8 @@ impl Server {
         read(message.map_err(|Broken| Cause::Closed)?, key)?.ok_or(Cause::Malformed)
     }
 
-    /// Asks by UDP from a port of its own. A datagram may be lost, so it is sent again after a while, from
-    /// the same port under the same ID; whoever is tired of waiting drops this.
+    /// Asks by UDP from a port of its own, and once more from the same port under the same ID whenever it is
+    /// told to. It listens until whoever is tired of waiting drops it.
     async fn ask_udp(&self, key: &Key, edns_size: Option<u16>, sending: &Sending) -> Result<Vec<u8>, Cause> {
         let datagrams = self.settings.network.datagrams(self.addr).await.map_err(|_| Cause::Connect)?;
         let id: u16 = rand::random();
@@ -211,23 +217,28 @@ impl Server {
         };
         let mut message = vec![0; DATAGRAM];
         let mut strangers = 0;
-        for _ in 0..TRIES {
+        let send = async || {
             sending.udp.fetch_add(1, Ordering::Relaxed);
-            datagrams.send(&query).await.map_err(|_| Cause::Connect)?;
-            let resend_at = Instant::now() + PATIENCE;
-            while let Ok(received) = timeout_at(resend_at, datagrams.receive(&mut message)).await {
-                let length = received.map_err(|_| Cause::Connect)?;
-                if is_answer(&message[..length]) {
-                    message.truncate(length);
-                    return Ok(message);
+            datagrams.send(&query).await.map_err(|_| Cause::Connect)
+        };
+        send().await?;
+        loop {
+            let received = tokio::select! {
+                received = datagrams.receive(&mut message) => received.map_err(|_| Cause::Connect)?,
+                () = sending.repeat.notified() => {
+                    send().await?;
+                    continue;
                 }
-                strangers += 1;
-                if strangers == STRANGERS {
-                    return Err(Cause::Malformed);
-                }
+            };
+            if is_answer(&message[..received]) {
+                message.truncate(received);
+                return Ok(message);
+            }
+            strangers += 1;
+            if strangers > STRANGERS {
+                return Err(Cause::Malformed);
             }
         }
-        Err(Cause::Timeout)
     }
 
     /// The connection with the fewest queries in flight. While all are busy another one is opened
