@@ -320,7 +320,8 @@ impl Resolver {
         entry
     }
 
-    /// Keeps an answer that nobody waits for any more, unless it is a failure: the next one who asks has it.
+    /// Keeps an answer to a query that was given up, unless it is a failure. It goes to those who wait for the
+    /// next flight as well, instead of the answer to their own query or none.
     pub fn keep_late(&self, LateAnswer { key, message }: LateAnswer) {
         let view = self.view();
         let zone = view.zone_for(&key);
@@ -329,7 +330,20 @@ impl Resolver {
             && !matches!(answer.kind, Kind::Failure(_))
         {
             zone.pool.answered();
-            self.keep(&key, zone, answer);
+            let entry = self.keep(&key, zone, answer);
+            self.answer_fresh(zone, &entry, self.flights.take_waiting(&key), &[]);
+        }
+    }
+
+    /// Answers those who waited for what has just come.
+    fn answer_fresh(&self, zone: &Zone, entry: &Entry, waiters: Vec<Waiter>, attempts: &[Attempt]) {
+        let rotate = self.view().rotate;
+        for waiter in waiters {
+            self.send(zone, waiter, attempts, |query, ours, out| {
+                let style = Style { edns: ours, rotate, error: None };
+                entry.write(query, Ttls::Aged(0), &style, out);
+                (Source::Miss, entry.rcode())
+            });
         }
     }
 
@@ -394,14 +408,7 @@ impl Landing<'_> {
         match done.result {
             Ok(answer) => {
                 let entry = resolver.keep(key, zone, answer);
-                let rotate = resolver.view().rotate;
-                for waiter in self.end() {
-                    resolver.send(zone, waiter, &done.attempts, |query, ours, out| {
-                        let style = Style { edns: ours, rotate, error: None };
-                        entry.write(query, Ttls::Aged(0), &style, out);
-                        (Source::Miss, entry.rcode())
-                    });
-                }
+                resolver.answer_fresh(zone, &entry, self.end(), &done.attempts);
             }
             Err(cause) => {
                 let remembered = match cause {

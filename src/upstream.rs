@@ -98,11 +98,6 @@ impl Attempt {
     pub fn queries(&self) -> [(Transport, u32); 2] {
         [(Transport::Udp, self.sent.udp), (Transport::Tcp, self.sent.tcp)]
     }
-
-    /// Whether the server answered, with a failure.
-    fn answered_failure(&self) -> bool {
-        matches!(self.failed, Some(Cause::Rcode(_)))
-    }
 }
 
 /// The end of one question's way.
@@ -155,7 +150,6 @@ impl Pool {
         let settings = Settings {
             connections: definition.connections.clone(),
             mixed_case: definition.mixed_case,
-            timeout: definition.timeout,
             edns_size,
             network,
             late,

@@ -180,6 +180,14 @@ impl Flights {
         self.take(std::mem::take(&mut flight.waiters))
     }
 
+    /// Takes those who wait, because there is an answer while their flight is still under way.
+    pub fn take_waiting(&self, key: &Key) -> Vec<Waiter> {
+        let mut flights = self.lock();
+        let Some(flight) = flights.get_mut(key) else { return Vec::new() };
+        flight.seen.clear();
+        self.take(std::mem::take(&mut flight.waiters))
+    }
+
     /// Ends a flight and gives those who wait for it.
     pub fn land(&self, key: &Key) -> Vec<Waiter> {
         let flight = self.lock().remove(key);

@@ -22,9 +22,9 @@ use crate::wire::key::Key;
 use crate::wire::response::{Answer, Kind};
 
 /// dns-rules: tries of one flight at one server, repeated datagrams included.
-pub(super) const TRIES: u32 = 3;
+const TRIES: u32 = 3;
 /// An answer that is later than this is asked for again, elsewhere where there is an elsewhere.
-pub(super) const PATIENCE: Duration = Duration::from_millis(1000);
+const PATIENCE: Duration = Duration::from_millis(1000);
 
 type Running = Pin<Box<dyn Future<Output = (usize, Result<Answer, Cause>)> + Send>>;
 
@@ -35,11 +35,14 @@ pub(super) struct Asking<'a> {
     servers: Arc<Vec<Arc<Server>>>,
     /// Of each server.
     tries: Vec<u32>,
+    /// Those that answered with a failure: they would do so again.
+    failed: Vec<bool>,
     running: FuturesUnordered<Running>,
     /// The tries behind `running`.
     open: Vec<Try>,
     attempts: Vec<Attempt>,
-    last: Cause,
+    /// What a client is told if nothing better comes. A server's word says more than another one's silence.
+    cause: Cause,
 }
 
 /// A try under way.
@@ -47,6 +50,8 @@ struct Try {
     number: usize,
     server: usize,
     started: Instant,
+    /// It has been joined by another, or could have been.
+    overdue: bool,
     sending: Arc<Sending>,
 }
 
@@ -57,11 +62,12 @@ impl<'a> Asking<'a> {
             pool,
             key,
             tries: vec![0; servers.len()],
+            failed: vec![false; servers.len()],
             servers,
             running: FuturesUnordered::new(),
             open: Vec::new(),
             attempts: Vec::new(),
-            last: Cause::NoServer,
+            cause: Cause::NoServer,
         }
     }
 
@@ -71,19 +77,22 @@ impl<'a> Asking<'a> {
         let timer = tokio::time::sleep_until(deadline.min(started + PATIENCE));
         tokio::pin!(timer);
         loop {
-            if self.running.is_empty() && !self.go_on() {
-                return Exchange { result: Err(self.last), attempts: self.attempts };
+            if !self.is_promising() && !self.go_on() {
+                return Exchange { result: Err(self.cause), attempts: self.attempts };
             }
             tokio::select! {
                 Some((number, result)) = self.running.next() => {
                     if let Some(answer) = self.ended(number, result) {
                         return Exchange { result: Ok(answer), attempts: self.attempts };
                     }
+                    if matches!(&*self.open, [open] if open.overdue) {
+                        self.is_slow();
+                    }
                 }
                 () = &mut timer => {
                     if Instant::now() >= deadline {
                         self.cut_off();
-                        return Exchange { result: Err(Cause::Timeout), attempts: self.attempts };
+                        return Exchange { result: Err(self.cause), attempts: self.attempts };
                     }
                     self.is_slow();
                     timer.as_mut().reset(deadline.min(Instant::now() + PATIENCE));
@@ -92,22 +101,31 @@ impl<'a> Asking<'a> {
         }
     }
 
+    /// Whether there is a try under way that is worth waiting for. A failure RCODE is taken from one other
+    /// server at most, and is a server's answer to all tries at it.
+    fn is_promising(&self) -> bool {
+        !self.has_failed_twice() && self.open.iter().any(|open| !self.failed[open.server])
+    }
+
+    fn has_failed_twice(&self) -> bool {
+        self.failed.iter().filter(|&&failed| failed).count() > 1
+    }
+
     /// Starts the next try. False when there is no point in another.
     fn go_on(&mut self) -> bool {
-        let failures = self.attempts.iter().filter(|attempt| attempt.answered_failure()).count();
-        // A failure RCODE is taken from one other server at most.
-        let next = if failures > 1 { None } else { self.next() };
+        let next = if self.has_failed_twice() { None } else { self.next() };
         next.map(|index| self.start(index)).is_some()
     }
 
     /// No answer for a while.
     fn is_slow(&mut self) {
-        let [running] = &*self.open else { return };
-        let (current, by_udp) = (running.server, running.sending.is_udp());
+        let [running] = &mut *self.open else { return };
+        running.overdue = true;
+        let (current, sending) = (running.server, Arc::clone(&running.sending));
         let Some(index) = self.next() else { return };
-        if by_udp {
+        if sending.is_udp() {
             if index == current {
-                return; // it repeats itself
+                return sending.repeat();
             }
             self.cut_off();
         }
@@ -117,21 +135,23 @@ impl<'a> Asking<'a> {
     /// The server of the next try; `None` when each was asked often enough.
     fn next(&mut self) -> Option<usize> {
         let now = clock::now();
-        let candidate = |(server, &tries): (&Arc<Server>, &u32)| Candidate {
-            ejected: server.health.is_ejected(now),
-            tries,
-            in_flight: server.in_flight(),
+        // What a server has said is not checked with one that is known not to answer: the client would wait
+        // for nothing.
+        let second_opinion = self.failed.contains(&true);
+        let candidate = |index: usize| {
+            let server = &self.servers[index];
+            let ejected = server.health.is_ejected(now);
+            let passed_over = self.failed[index] || (ejected && second_opinion);
+            let tries = if passed_over { TRIES } else { self.tries[index] };
+            Candidate { ejected, tries, in_flight: server.in_flight() }
         };
-        // A server that answered with a failure would do so again; one other may know better.
-        let max_tries = if matches!(self.last, Cause::Rcode(_)) { 1 } else { TRIES };
-        let index = match &**self.servers {
-            [_] => (self.tries[0] < max_tries).then_some(0)?,
-            servers => {
-                let candidates: Vec<Candidate> =
-                    servers.iter().zip(self.tries.iter()).map(candidate).collect();
+        let index = match self.servers.len() {
+            1 => (self.tries[0] < TRIES && !self.failed[0]).then_some(0)?,
+            count => {
+                let candidates: Vec<Candidate> = (0..count).map(candidate).collect();
                 let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
                 let random = rand::random::<u32>() as usize;
-                choose(self.pool.definition.policy, &candidates, max_tries, turn, random)?
+                choose(self.pool.definition.policy, &candidates, TRIES, turn, random)?
             }
         };
         self.tries[index] += 1;
@@ -145,7 +165,13 @@ impl<'a> Asking<'a> {
         let (server, key) = (Arc::clone(&self.servers[index]), self.key.clone());
         let sending = Arc::new(Sending::new(server.udp));
         let again = self.tries[index] > 1;
-        self.open.push(Try { number, server: index, started: Instant::now(), sending: Arc::clone(&sending) });
+        self.open.push(Try {
+            number,
+            server: index,
+            started: Instant::now(),
+            overdue: false,
+            sending: Arc::clone(&sending),
+        });
         self.running.push(Box::pin(async move { (number, server.ask(&key, again, &sending).await) }));
     }
 
@@ -171,6 +197,9 @@ impl<'a> Asking<'a> {
                 Some(*cause)
             }
         };
+        if failed.is_none() {
+            self.overtaken(done.server);
+        }
         self.write_down(&done, failed);
         match (failed, result) {
             (None, Ok(answer)) => {
@@ -178,10 +207,24 @@ impl<'a> Asking<'a> {
                 Some(answer)
             }
             (Some(cause), _) => {
+                self.failed[done.server] |= matches!(cause, Cause::Rcode(_));
                 self.failed(cause);
                 None
             }
             (None, Err(_)) => None,
+        }
+    }
+
+    /// Writes down the tries that were given up when a later one was answered. Another server that keeps being
+    /// overtaken is passed over in the end, like one that fails outright.
+    fn overtaken(&mut self, by: usize) {
+        for open in std::mem::take(&mut self.open) {
+            if open.started.elapsed() >= PATIENCE {
+                if open.server != by {
+                    self.servers[open.server].health.failed(clock::now());
+                }
+                self.write_down(&open, Some(Cause::Timeout));
+            }
         }
     }
 
@@ -196,8 +239,11 @@ impl<'a> Asking<'a> {
     }
 
     fn failed(&mut self, cause: Cause) {
-        self.last = cause;
-        if !matches!(cause, Cause::Rcode(_)) {
+        let is_word = |cause| matches!(cause, Cause::Rcode(_));
+        if !is_word(self.cause) || is_word(cause) {
+            self.cause = cause;
+        }
+        if !is_word(cause) {
             self.pool.failing.store(true, Ordering::Relaxed);
         }
     }

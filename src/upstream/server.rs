@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::connection::{Broken, Connection};
-use super::exchange::{PATIENCE, TRIES};
 use super::health::Health;
 use super::transport::Network;
 use super::{Cause, Late, Sent};
@@ -54,8 +53,6 @@ pub struct Settings {
     pub mixed_case: bool,
     /// The size in our OPT, bytes.
     pub edns_size: u16,
-    /// Deadline of one query, all tries together.
-    pub timeout: Duration,
     /// Where servers are.
     pub network: Arc<dyn Network>,
     /// Takes the answers that nobody waits for any more.
@@ -69,12 +66,19 @@ pub struct Sending {
     udp: AtomicU32,
     tcp: AtomicU32,
     reused: AtomicBool,
+    repeat: Notify,
 }
 
 impl Sending {
     /// Nothing yet.
     pub fn new(udp_first: bool) -> Self {
-        Self { udp_first, udp: AtomicU32::new(0), tcp: AtomicU32::new(0), reused: AtomicBool::new(false) }
+        let (udp, tcp) = Default::default();
+        Self { udp_first, udp, tcp, reused: AtomicBool::new(false), repeat: Notify::new() }
+    }
+
+    /// Has the datagram sent again: the one before may be lost.
+    pub fn repeat(&self) {
+        self.repeat.notify_one();
     }
 
     /// Whether it waits for a datagram: not after UDP has truncated the answer.
@@ -191,8 +195,8 @@ impl Server {
         read(message.map_err(|Broken| Cause::Closed)?, key)?.ok_or(Cause::Malformed)
     }
 
-    /// Asks by UDP from a port of its own. A datagram may be lost, so it is sent again after a while, from
-    /// the same port under the same ID; whoever is tired of waiting drops this.
+    /// Asks by UDP from a port of its own, and once more from the same port under the same ID whenever it is
+    /// told to. It listens until whoever is tired of waiting drops it.
     async fn ask_udp(&self, key: &Key, edns_size: Option<u16>, sending: &Sending) -> Result<Vec<u8>, Cause> {
         let datagrams = self.settings.network.datagrams(self.addr).await.map_err(|_| Cause::Connect)?;
         let id: u16 = rand::random();
@@ -209,25 +213,29 @@ impl Server {
                     || u16_at(response, 4) == Ok(0)
                     || response[name.clone()] == query[name.clone()])
         };
-        for turn in 1..=TRIES {
-            let mut strangers = 0;
+        let send = async || {
             sending.udp.fetch_add(1, Ordering::Relaxed);
-            datagrams.send(&query).await.map_err(|_| Cause::Connect)?;
-            // The last one is awaited for as long as anybody wants the answer.
-            let patience = if turn < TRIES { PATIENCE } else { self.settings.timeout };
-            let resend_at = Instant::now() + patience;
-            while let Ok(received) = timeout_at(resend_at, datagrams.receive()).await {
-                let message = received.map_err(|_| Cause::Connect)?;
-                if is_answer(&message) {
-                    return Ok(message);
+            datagrams.send(&query).await.map_err(|_| Cause::Connect)
+        };
+        send().await?;
+        let mut strangers = 0;
+        loop {
+            let message = tokio::select! {
+                received = datagrams.receive() => received.map_err(|_| Cause::Connect)?,
+                () = sending.repeat.notified() => {
+                    send().await?;
+                    strangers = 0;
+                    continue;
                 }
-                strangers += 1;
-                if strangers == STRANGERS {
-                    return Err(Cause::Malformed);
-                }
+            };
+            if is_answer(&message) {
+                return Ok(message);
+            }
+            strangers += 1;
+            if strangers > STRANGERS {
+                return Err(Cause::Malformed);
             }
         }
-        Err(Cause::Timeout)
     }
 
     /// The connection with the fewest queries in flight. While all are busy another one is opened
