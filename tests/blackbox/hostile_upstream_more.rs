@@ -11,7 +11,7 @@ use super::hostile_upstream_faults::{
 use crate::support::edit::{self, MX, PTR, Section, flag};
 use crate::support::{
     Accept, Reaction, Step, Transport, Upstream, address_reply, ask, ask_tcp, ask_udp, datagram_reply,
-    message, millis, name, nodens, query, seconds, wait_until, with_edns,
+    message, millis, nodens, query, seconds, wait_until, with_edns,
 };
 
 /// One connection only, with room for the IDs that nobody answers.
