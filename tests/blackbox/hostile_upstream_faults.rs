@@ -8,7 +8,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use crate::support::edit::{self, CNAME, OPT, PTR, Section, flag, plain_name, record};
 use crate::support::{
     Agent, Reaction, Step, Transport, Upstream, address_reply, ask_udp, framed, framed_as, half, message,
-    millis, option, pieces, query, seconds, wait_until, with_edns,
+    millis, nodens, option, pieces, query, seconds, wait_until, with_edns,
 };
 
 /// The address in good answers.
@@ -139,6 +139,14 @@ pub(crate) const ODD: &[Oddity] = &[
 /// The same over UDP and TCP.
 pub(crate) const ODD_MESSAGES: &[Oddity] = &[
     ("the answer three times", |good| [good; 3].map(|good| Step::Message(good.to_vec())).to_vec()),
+    ("the answer, then one that nobody asked for", |good| {
+        let other = edit::wrong_name(good, STOLEN);
+        vec![
+            Step::Message(good.to_vec()),
+            Step::Message(other.clone()),
+            Step::Message(edit::wrong_id(&other)),
+        ]
+    }),
     ("every flag set or missing", |good| {
         one(edit::flipped(good, flag::AA | flag::RD | flag::RA | flag::Z | flag::AD | flag::CD))
     }),
@@ -258,15 +266,29 @@ impl Stage {
     pub(crate) fn is_sound(&self, what: &str, upstreams: &[&Upstream]) {
         let after = self.ask("after.good.example.");
         assert!(after.is_right(), "{what}: {after:?}");
+        let dump = nodens(&["cache", "dump", "--control", &self.agent.control()]);
+        assert!(dump.code == 0 && !dump.stdout.contains(BAD), "{what}: {}", dump.text());
         let stolen = self.ask(STOLEN);
         assert!(stolen.is_right(), "{what}: {stolen:?}");
         let asked: usize = upstreams.iter().map(|upstream| upstream.count_of(STOLEN)).sum();
         assert!(asked >= 1, "{what}: {STOLEN} was answered without being asked upstream");
         self.agent.wait_without_flights();
-        let few = self.descriptors + upstreams.len() * CONNECTIONS + 2;
-        wait_until("few descriptors are open", seconds(6), || self.agent.descriptors() <= few);
+        self.has_at_most(upstreams.len() * CONNECTIONS);
         let grown = self.agent.resident_kib().saturating_sub(self.resident_kib);
         assert!(grown < 8 * 1024, "{what}: {grown} KiB more than before");
+    }
+
+    /// Once idle connections are closed, no descriptor is left of them.
+    #[track_caller]
+    pub(crate) fn is_as_before(&self) {
+        self.has_at_most(0);
+    }
+
+    /// Waits until no more than this many descriptors were added, and one for HTTP.
+    #[track_caller]
+    fn has_at_most(&self, more: usize) {
+        let limit = self.descriptors + more + 1;
+        wait_until("few descriptors are open", seconds(6), || self.agent.descriptors() <= limit);
     }
 }
 
