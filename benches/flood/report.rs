@@ -66,7 +66,7 @@ fn table(
     for (number, [what, value]) in rows.iter().enumerate() {
         writeln!(out, "| {what:<0$} | {value:<1$} |", widths[0], widths[1])?;
         if number == 0 {
-            writeln!(out, "|{:-<1$}|{:-<2$}|", "", widths[0] + 2, widths[1] + 2)?;
+            writeln!(out, "|{}|{}|", "-".repeat(widths[0] + 2), "-".repeat(widths[1] + 2))?;
         }
     }
     Ok(())
