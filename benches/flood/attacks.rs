@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -27,6 +27,9 @@ const EACH: usize = 64;
 const HELD: usize = 2000;
 /// Between two octets of a slow client.
 const OCTET: Duration = Duration::from_millis(100);
+/// Between two queries by TCP of somebody who means no harm, and how long he waits.
+const PROBE: Duration = Duration::from_millis(5);
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
 /// Those who may ask, and one who may not.
 const ALLOWED: &str = "allow_from: [\"127.0.0.1/32\", \"127.16.0.0/16\"]\n";
 const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 17, 0, 1);
@@ -59,20 +62,20 @@ impl Attack {
     fn about(self) -> &'static str {
         match self {
             Self::Quiet => "quiet",
-            Self::SlowLoris => "1,024 connections, an octet each 100 ms",
-            Self::HalfFrames => "1,024 connections, 8 KB of a frame of 64 KB",
-            Self::Churn => "connections as fast as they go, 2,000 held",
-            Self::Deaf => "512 connections, pipelined queries for 48 KB, never read",
-            Self::Malformed => "malformed datagrams at the flood's rate",
-            Self::UniqueNames => "unique names at the flood's rate, upstream silent",
-            Self::Strangers => "queries at the flood's rate from who may not ask",
+            Self::SlowLoris => "slow loris",
+            Self::HalfFrames => "half frames",
+            Self::Churn => "connections",
+            Self::Deaf => "deaf, pipelined",
+            Self::Malformed => "malformed",
+            Self::UniqueNames => "unique names",
+            Self::Strangers => "strangers",
         }
     }
 
     /// What this kind does by TCP, until it is told to stop; the number of connections made.
     fn run(self, agent: SocketAddr, stop: &AtomicBool) -> usize {
         net::step_back();
-        let big = packet::framed(&packet::query(7, &packet::name(&["big", "flood", "test"]), true));
+        let big = packet::framed(&packet::query(7, &big_name(), true));
         match self {
             Self::SlowLoris => hold(agent, ADDRESSES * EACH, OCTET, &[0xff, 0xff], b"x", stop),
             Self::HalfFrames => {
@@ -97,6 +100,11 @@ impl Attack {
         };
         Source::new(agent, from, 8, rate, make).map(Some)
     }
+}
+
+/// A name with 48 KB of addresses.
+fn big_name() -> Vec<u8> {
+    packet::name(&["big", "flood", "test"])
 }
 
 /// One of many ways to be wrong: cut off, counts that lie, pointers, labels too long, rubbish.
@@ -173,60 +181,131 @@ fn churn(agent: SocketAddr, stop: &AtomicBool) -> usize {
     made
 }
 
-/// Hits by UDP while each kind does its worst.
+/// What somebody got who asks for cached names by TCP, each tenth time on a new connection.
+#[derive(Default)]
+struct Probe {
+    asked: usize,
+    latencies_ms: Vec<f64>,
+}
+
+impl Probe {
+    fn run(agent: SocketAddr, query: &[u8], stop: &AtomicBool) -> Self {
+        let (mut probe, mut stream) = (Self::default(), None);
+        while !stop.load(Ordering::Relaxed) {
+            if probe.asked.is_multiple_of(10) {
+                stream = None;
+            }
+            probe.asked += 1;
+            let started = Instant::now();
+            match ask(&mut stream, agent, query) {
+                Ok(()) => probe.latencies_ms.push(started.elapsed().as_secs_f64() * 1e3),
+                Err(_) => stream = None,
+            }
+            thread::sleep(PROBE);
+        }
+        probe.latencies_ms.sort_by(f64::total_cmp);
+        probe
+    }
+
+    fn p99_ms(&self) -> f64 {
+        let at = (self.latencies_ms.len() * 99).div_ceil(100).max(1) - 1;
+        self.latencies_ms.get(at).copied().unwrap_or(f64::NAN)
+    }
+}
+
+fn ask(stream: &mut Option<TcpStream>, agent: SocketAddr, query: &[u8]) -> std::io::Result<()> {
+    let stream = match stream {
+        Some(stream) => stream,
+        None => stream.insert(TcpStream::connect_timeout(&agent, PROBE_LIMIT)?),
+    };
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PROBE_LIMIT))?;
+    stream.write_all(query)?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    stream.read_exact(&mut vec![0; usize::from(u16::from_be_bytes(length))])
+}
+
+fn cached(number: u64) -> Vec<u8> {
+    packet::name(&[&format!("c{}", number % CACHED), "flood", "test"])
+}
+
+fn hits<'a>() -> Make<'a> {
+    Box::new(|number, id| packet::query(id, &cached(number), true))
+}
+
+/// Hits by UDP, and some by TCP, while each kind does its worst.
 pub(crate) fn clients(setting: &Setting<'_>, title: &str) -> Result<Report> {
     nodens::serve::sys::raise_open_files().context("limit of open files")?;
     let upstream = Upstream::start(3600)?;
     let mut agent = Agent::start(upstream.address, ALLOWED, LIMIT, setting.cpus, setting.directory)?;
-    let cached = |n: u64| packet::name(&[&format!("c{n}"), "flood", "test"]);
-    let make: Make<'_> = Box::new(|n, id| packet::query(id, &cached(n), true));
-    let mut warm = [Source::new(agent.address, Ipv4Addr::LOCALHOST, 1, CACHED, make)?];
+    let mut warm = [Source::new(agent.address, Ipv4Addr::LOCALHOST, 1, CACHED, hits())?];
     drive(&mut warm, Duration::from_secs(1), DRAIN);
     ensure!(warm[0].tally.good.len() as u64 == CACHED, "{}", warm[0].tally.by_verdict());
-    let big = connect(agent.address, 0).context("no TCP connection")?;
-    (&big).write_all(&packet::framed(&packet::query(7, &packet::name(&["big", "flood", "test"]), true)))?;
+    ask(&mut None, agent.address, &packet::framed(&packet::query(7, &big_name(), true)))?;
 
-    let mut report = Report::new(title);
+    let columns = [
+        "",
+        "UDP hits %",
+        "ms p50, p99, p99.9, max",
+        "TCP hits %",
+        "p99 ms",
+        "RSS peak MiB",
+        "CPU %",
+        "connections made",
+        "of the datagrams",
+        "generator",
+    ];
+    let mut report = Report::with_columns(title, &columns);
     for attack in Attack::ALL {
         upstream.turn(if attack == Attack::UniqueNames { Mode::Silent } else { Mode::Answer })?;
-        agent.forget_peak()?;
-        let before = agent.process.usage()?;
-        let make: Make<'_> = Box::new(|n, id| packet::query(id, &cached(n % CACHED), true));
-        let mut sources = vec![Source::new(agent.address, Ipv4Addr::LOCALHOST, 8, setting.hits, make)?];
-        sources.extend(attack.datagrams(agent.address, setting.flood)?);
-        let stop = AtomicBool::new(false);
-        let time = Duration::from_secs(setting.seconds);
-        let (pace, made) = thread::scope(|scope| {
-            let attacker = scope.spawn(|| attack.run(agent.address, &stop));
-            let pace = drive(&mut sources, time, Duration::from_secs(1));
-            stop.store(true, Ordering::Relaxed);
-            (pace, attacker.join().unwrap_or_default())
-        });
-        agent.process.must_live()?;
-        let usage = agent.process.usage()?.since(before);
-        let hits = &mut sources[0];
-        let answered = percent(hits.tally.good.len() as u64, hits.tally.sent);
-        let mut value = format!(
-            "{answered:.2} % answered; ms {}; RSS peak {:.1} MiB; CPU {:.0} %",
-            quantiles(hits),
-            agent.peak_mib()?,
-            usage.total.as_secs_f64() / time.as_secs_f64() * 100.0,
-        );
-        let p99 = hits.tally.latency_ms(99.0);
-        if made > 0 {
-            value += &format!("; {made} connections made");
-        }
-        if let Some(attackers) = sources.get(1) {
-            value += &format!("; of {}: {}", attackers.tally.sent, attackers.tally.by_verdict());
-        }
-        report.row(attack.about(), format!("{value}; generator {}", pace.text()));
-        report.at_least(&format!("{}: hits answered %", attack.about()), 99.0, answered);
-        report.at_most(&format!("{}: hits p99 ms", attack.about()), 5.0, p99);
+        one(attack, &mut agent, setting, &mut report)?;
         // The unique names' flights end.
         thread::sleep(Duration::from_secs(if attack == Attack::UniqueNames { 5 } else { 1 }));
     }
-    report.row("resident at the end", format!("{:.1} MiB", agent.process.resident_mib()?));
     let kills = agent.group.kills().unwrap_or(u64::MAX);
     report.at_most("processes killed for want of memory", 0.0, kills as f64);
     Ok(report)
+}
+
+/// One kind.
+fn one(attack: Attack, agent: &mut Agent, setting: &Setting<'_>, report: &mut Report) -> Result<()> {
+    agent.forget_peak()?;
+    let before = agent.process.usage()?;
+    let address = agent.address;
+    let mut sources = vec![Source::new(address, Ipv4Addr::LOCALHOST, 8, setting.hits, hits())?];
+    sources.extend(attack.datagrams(address, setting.flood)?);
+    let stop = AtomicBool::new(false);
+    let time = Duration::from_secs(setting.seconds);
+    let query = packet::framed(&packet::query(9, &cached(0), true));
+    let (pace, made, probe) = thread::scope(|scope| {
+        let attacker = scope.spawn(|| attack.run(address, &stop));
+        let probe = scope.spawn(|| Probe::run(address, &query, &stop));
+        let pace = drive(&mut sources, time, Duration::from_secs(1));
+        stop.store(true, Ordering::Relaxed);
+        (pace, attacker.join().unwrap_or_default(), probe.join().unwrap_or_default())
+    });
+    agent.process.must_live()?;
+    let used = agent.process.usage()?.since(before).total;
+    let hits = &mut sources[0];
+    let answered = percent(hits.tally.good.len() as u64, hits.tally.sent);
+    let by_tcp = percent(probe.latencies_ms.len() as u64, probe.asked as u64);
+    let (times, p99) = (quantiles(hits), hits.tally.latency_ms(99.0));
+    let datagrams = sources.get(1).map(|source| &source.tally);
+    report.line(vec![
+        attack.about().to_owned(),
+        format!("{answered:.2}"),
+        times,
+        format!("{by_tcp:.1}"),
+        format!("{:.2}", probe.p99_ms()),
+        format!("{:.1}", agent.peak_mib()?),
+        format!("{:.0}", used.as_secs_f64() / time.as_secs_f64() * 100.0),
+        if made > 0 { made.to_string() } else { "-".into() },
+        datagrams.map_or("-".into(), |tally| format!("{} sent; {}", tally.sent, tally.by_verdict())),
+        pace.text(),
+    ]);
+    report.at_least(&format!("{}: UDP hits %", attack.about()), 99.0, answered);
+    report.at_most(&format!("{}: p99 ms", attack.about()), 5.0, p99);
+    report.at_least(&format!("{}: TCP hits %", attack.about()), 99.0, by_tcp);
+    Ok(())
 }

@@ -7,18 +7,30 @@ use serde_json::{Map, Value, json};
 /// One case.
 #[derive(Default)]
 pub(crate) struct Report {
-    pub(crate) title: String,
-    rows: Vec<(String, String)>,
+    title: String,
+    columns: Vec<String>,
+    rows: Vec<Vec<String>>,
     targets: Vec<(String, f64, bool)>,
 }
 
 impl Report {
+    /// A table of values, each with its name in front.
     pub(crate) fn new(title: &str) -> Self {
-        Self { title: title.to_owned(), ..Self::default() }
+        Self::with_columns(title, &["", "measured"])
+    }
+
+    pub(crate) fn with_columns(title: &str, columns: &[&str]) -> Self {
+        let columns = columns.iter().map(|&column| column.to_owned()).collect();
+        Self { title: title.to_owned(), columns, ..Self::default() }
     }
 
     pub(crate) fn row(&mut self, what: &str, value: impl fmt::Display) {
-        self.rows.push((what.to_owned(), value.to_string()));
+        self.rows.push(vec![what.to_owned(), value.to_string()]);
+    }
+
+    /// A line with a value for each column.
+    pub(crate) fn line(&mut self, values: Vec<String>) {
+        self.rows.push(values);
     }
 
     pub(crate) fn at_most(&mut self, what: &str, limit: f64, measured: f64) {
@@ -30,8 +42,12 @@ impl Report {
     }
 
     pub(crate) fn json(&self) -> Value {
-        let rows: Map<String, Value> =
-            self.rows.iter().map(|(what, value)| (what.clone(), json!(value))).collect();
+        let row = |row: &Vec<String>| {
+            let cells =
+                self.columns.iter().zip(row).skip(1).map(|(name, value)| (name.clone(), json!(value)));
+            (row[0].clone(), Value::Object(cells.collect()))
+        };
+        let rows: Map<String, Value> = self.rows.iter().map(row).collect();
         let target = |(what, measured, reached): &(String, f64, bool)| json!({ "target": what, "measured": measured, "reached": reached });
         json!({ "case": self.title, "values": rows, "targets": self.targets.iter().map(target).collect::<Vec<_>>() })
     }
@@ -41,32 +57,37 @@ impl fmt::Display for Report {
     /// Markdown, so that it can be kept as it is.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(out, "\n### {}\n", self.title)?;
-        let rows = self.rows.iter().map(|(what, value)| [what.clone(), value.clone()]);
-        table(out, ["", "measured"], rows)?;
+        table(out, &self.columns, &self.rows)?;
         if !self.targets.is_empty() {
             writeln!(out)?;
-            let verdict = |reached| if reached { "reached" } else { "MISSED" };
-            let rows = self.targets.iter().map(|(what, measured, reached)| {
-                [what.clone(), format!("{measured:.2}, {}", verdict(*reached))]
-            });
-            table(out, ["target", "measured"], rows)?;
+            let verdict = |reached| if reached { "reached" } else { "MISSED" }.to_owned();
+            let rows: Vec<_> = self
+                .targets
+                .iter()
+                .map(|(what, measured, reached)| {
+                    vec![what.clone(), format!("{measured:.2}"), verdict(*reached)]
+                })
+                .collect();
+            table(out, &["target", "measured", "verdict"].map(str::to_owned), &rows)?;
         }
         Ok(())
     }
 }
 
-fn table(
-    out: &mut fmt::Formatter<'_>,
-    titles: [&str; 2],
-    rows: impl Iterator<Item = [String; 2]>,
-) -> fmt::Result {
-    let mut rows: Vec<[String; 2]> = rows.collect();
-    rows.insert(0, titles.map(str::to_owned));
-    let widths = [0, 1].map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
-    for (number, [what, value]) in rows.iter().enumerate() {
-        writeln!(out, "| {what:<0$} | {value:<1$} |", widths[0], widths[1])?;
+fn table(out: &mut fmt::Formatter<'_>, titles: &[String], rows: &[Vec<String>]) -> fmt::Result {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).chain(titles.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
+    let rule: Vec<String> = widths.iter().map(|width| "-".repeat(width + 2)).collect();
+    for (number, row) in std::iter::once(titles).chain(rows.iter().map(Vec::as_slice)).enumerate() {
+        for (cell, &width) in row.iter().zip(&widths) {
+            write!(out, "| {cell:<width$} ")?;
+        }
+        writeln!(out, "|")?;
         if number == 0 {
-            writeln!(out, "|{:-<1$}|{:-<2$}|", "", widths[0] + 2, widths[1] + 2)?;
+            writeln!(out, "|{}|", rule.join("|"))?;
         }
     }
     Ok(())

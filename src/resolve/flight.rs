@@ -12,7 +12,12 @@ use tokio::sync::oneshot;
 use crate::upstream::Attempt;
 use crate::wire::edns::Edns;
 use crate::wire::key::Key;
+use crate::wire::name;
 use crate::wire::query::{OurEdns, Query};
+
+/// A zone may always have this part of the flights, however many the others have: one whose servers are
+/// silent must not keep the names of another from being asked for.
+const ZONE_SHARE: usize = 16;
 
 /// A query that outlives its packet.
 #[derive(Debug)]
@@ -109,10 +114,17 @@ pub enum Joined {
 /// The flights under way.
 #[derive(Debug)]
 pub struct Flights {
-    flights: Mutex<HashMap<Key, Flight, ahash::RandomState>>,
+    flights: Mutex<Underway>,
     waiting: AtomicUsize,
     max_flights: usize,
     max_waiters: usize,
+}
+
+#[derive(Debug, Default)]
+struct Underway {
+    by_key: HashMap<Key, Flight, ahash::RandomState>,
+    /// How many there are under each suffix of a zone.
+    by_suffix: HashMap<Box<[u8]>, usize, ahash::RandomState>,
 }
 
 #[derive(Debug, Default)]
@@ -124,12 +136,12 @@ struct Flight {
 }
 
 impl Flights {
-    /// None under way, with these bounds.
+    /// None under way, with these bounds. Of the flights a [`ZONE_SHARE`] may come on top for each zone.
     pub fn new(max_flights: usize, max_waiters: usize) -> Self {
         Self { flights: Mutex::default(), waiting: AtomicUsize::new(0), max_flights, max_waiters }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Flight, ahash::RandomState>> {
+    fn lock(&self) -> MutexGuard<'_, Underway> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -142,8 +154,8 @@ impl Flights {
         if self.waiting.load(Ordering::Relaxed) >= self.max_waiters {
             return Joined::Full(waiter);
         }
-        let full = flights.len() >= self.max_flights;
-        match flights.get_mut(key) {
+        let full = !flights.has_room(key, self.max_flights);
+        match flights.by_key.get_mut(key) {
             Some(flight) if flight.late && has_stale => Joined::Late(waiter),
             Some(flight) => {
                 if flight.add(waiter) {
@@ -153,8 +165,7 @@ impl Flights {
             }
             None if full => Joined::Full(waiter),
             None => {
-                let flight = Flight { waiters: vec![waiter], ..Flight::default() };
-                flights.insert(key.clone(), flight);
+                flights.insert(key, Flight { waiters: vec![waiter], ..Flight::default() });
                 self.waiting.fetch_add(1, Ordering::Relaxed);
                 Joined::First
             }
@@ -164,17 +175,17 @@ impl Flights {
     /// Opens a flight that nobody waits for yet. False if there is one, or no room.
     pub fn open(&self, key: &Key) -> bool {
         let mut flights = self.lock();
-        if flights.contains_key(key) || flights.len() >= self.max_flights {
+        if flights.by_key.contains_key(key) || !flights.has_room(key, self.max_flights) {
             return false;
         }
-        flights.insert(key.clone(), Flight::default());
+        flights.insert(key, Flight::default());
         true
     }
 
     /// Takes those who wait now; who comes later is told that the flight is late.
     pub fn turn_late(&self, key: &Key) -> Vec<Waiter> {
         let mut flights = self.lock();
-        let Some(flight) = flights.get_mut(key) else { return Vec::new() };
+        let Some(flight) = flights.by_key.get_mut(key) else { return Vec::new() };
         flight.late = true;
         flight.seen.clear();
         self.take(std::mem::take(&mut flight.waiters))
@@ -201,7 +212,7 @@ impl Flights {
 
     /// Flights under way.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().by_key.len()
     }
 
     /// Whether there are none.
@@ -213,6 +224,40 @@ impl Flights {
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
+}
+
+impl Underway {
+    fn has_room(&self, key: &Key, max_flights: usize) -> bool {
+        self.by_key.len() < max_flights
+            || self.by_suffix.get(suffix(key)).copied().unwrap_or_default() < max_flights / ZONE_SHARE
+    }
+
+    fn insert(&mut self, key: &Key, flight: Flight) {
+        match self.by_suffix.get_mut(suffix(key)) {
+            Some(count) => *count += 1,
+            None => drop(self.by_suffix.insert(suffix(key).into(), 1)),
+        }
+        self.by_key.insert(key.clone(), flight);
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Flight> {
+        let flight = self.by_key.remove(key)?;
+        if let Some(count) = self.by_suffix.get_mut(suffix(key)) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_suffix.remove(suffix(key));
+            }
+        }
+        Some(flight)
+    }
+}
+
+/// The suffix by which a key's zone was chosen.
+fn suffix(key: &Key) -> &[u8] {
+    let labels = name::labels(key.name()).count();
+    let before = labels.saturating_sub(usize::from(key.suffix_labels()));
+    let at: usize = name::labels(key.name()).take(before).map(|label| label.len() + 1).sum();
+    &key.name()[at..]
 }
 
 impl Flight {
@@ -272,6 +317,34 @@ mod tests {
         assert!(!flights.open(&key(3)));
         assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 2), true), Joined::Waiting));
         assert!(matches!(flights.join(&key(2), waiter(&socket, 1, 3), true), Joined::Full(_)));
+    }
+
+    #[test]
+    fn a_zone_that_has_taken_all_flights_leaves_a_share_to_each_other_zone() {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let flights = Flights::new(32, 1000);
+        let key = |name: &'static [u8], suffix_labels, qtype| {
+            let mut key = KeyBuf::new(&Query { name, qtype, ..query(1) });
+            key.bind(suffix_labels);
+            key.to_key()
+        };
+        let join = |key: &Key| flights.join(key, waiter(&socket, 1, 1), true);
+        let silent = |qtype| key(b"\x01a\x06silent\x04test\x00", 2, qtype);
+        for qtype in 0..32 {
+            assert!(matches!(join(&silent(qtype)), Joined::First));
+        }
+        assert!(matches!(join(&silent(32)), Joined::Full(_)));
+        for name in [b"\x01a\x04test\x00".as_slice(), b"\x04test\x00"] {
+            let labels = if name.len() > 6 { 1 } else { 0 };
+            assert!(matches!(join(&key(name, labels, 1)), Joined::First), "a zone of its own");
+            assert!(matches!(join(&key(name, labels, 2)), Joined::First));
+            assert!(matches!(join(&key(name, labels, 3)), Joined::Full(_)));
+            assert!(!flights.open(&key(name, labels, 3)));
+        }
+        (0..32).for_each(|qtype| assert_eq!(flights.land(&silent(qtype)).len(), 1));
+        assert!(matches!(join(&silent(32)), Joined::First));
+        assert_eq!(flights.lock().by_suffix.values().sum::<usize>(), 5);
+        assert_eq!(flights.len(), 5);
     }
 
     #[test]

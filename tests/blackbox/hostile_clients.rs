@@ -251,6 +251,28 @@ fn a_flood_of_unique_names_is_refused_at_once_and_hits_keep_flowing() {
 }
 
 #[test]
+fn a_zone_with_silent_servers_leaves_flights_to_the_others() {
+    let (silent, good) = (Upstream::start(|_, _| Reaction::Drop), Upstream::plain(30));
+    let agent = Agent::start(&format!(
+        "limits: {{ flights: 64 }}\nzones:\n  - match: [silent.example]\n    upstream: {{ servers: [\"{}\"] }}\n  \
+         - match: [\".\"]\n    upstream: {{ servers: [\"{}\"] }}\n",
+        silent.tcp(),
+        good.tcp()
+    ));
+    let socket = datagrams_from(source(0), agent.address);
+    for n in 0..200 {
+        socket.send(&message(&query(&format!("n{n}.silent.example."), "A"))).expect("send");
+    }
+    wait_until("all flights are taken", seconds(2), || {
+        agent.admin.count("nodens_flights_refused_total", &[]) >= 100.0
+    });
+    for n in 0..20 {
+        assert_eq!(ask(agent.address, &format!("n{n}.example."), "A").answers.len(), 1);
+    }
+    assert!(agent.admin.metric("nodens_flights", &[]) >= Some(64.0), "they were still taken");
+}
+
+#[test]
 fn malformed_packets_of_every_kind_in_volume_do_not_touch_good_queries() {
     let upstream = upstream();
     let agent = agent_with(&upstream, "");
