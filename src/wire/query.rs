@@ -70,20 +70,22 @@ impl<'a> Query<'a> {
             qclass: u16_at(packet, name_end + 2)?,
             edns: None,
         };
-        if query.is_transfer() {
-            return Ok(query); // an IXFR has an SOA behind it, and is refused whatever it is
-        }
-        if answers != 0 || authorities != 0 {
+        // An IXFR has an SOA there. It is refused, but with our OPT if the client sent one.
+        let transfer = query.is_transfer();
+        if (answers != 0 || authorities != 0) && !transfer {
             return Err(Malformed("query with answer or authority records"));
         }
         let mut at = name_end + 4;
+        for _ in 0..u32::from(answers) + u32::from(authorities) {
+            at = Record::read(packet, at)?.end;
+        }
         for _ in 0..additionals {
             let record = Record::read(packet, at)?;
             at = record.end;
             match record.rtype {
                 rtype::OPT if query.edns.is_some() => return Err(Malformed("second OPT")),
                 rtype::OPT => query.edns = Some(Edns::read(packet, &record)?),
-                rtype::TSIG => return Err(Malformed("TSIG, which is not supported here")),
+                rtype::TSIG if !transfer => return Err(Malformed("TSIG, which is not supported here")),
                 _ => {}
             }
         }
@@ -262,6 +264,19 @@ mod tests {
         for (what, packet, expected) in table {
             assert_eq!(Query::parse(&packet).map(|_| ()), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_transfer_is_read_with_its_soa_and_its_opt() {
+        let question = b"\x01z\x00\x00\xfb\x00\x01";
+        let soa = b"\xc0\x0c\0\x06\0\x01\0\0\0\0\0\x16\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let opt = b"\0\0\x29\x10\0\0\0\x80\0\0\0";
+        let body = [&question[..], soa, opt].concat();
+        let ixfr = packet(0, [1, 0, 1, 1], &body);
+        let query = Query::parse(&ixfr).unwrap();
+        assert!(query.is_transfer() && query.dnssec_ok());
+        let cut = packet(0, [1, 0, 1, 1], &body[..body.len() - 1]);
+        assert_eq!(Query::parse(&cut), Err(Reject::Header(rcode::FORMERR)));
     }
 
     #[test]

@@ -62,7 +62,12 @@ impl Nsd {
 
     /// The cluster's DNS as the tests know it.
     pub(crate) fn cluster() -> Self {
-        Self::start(&[CLUSTER_ZONE, REVERSE_ZONE])
+        Self::cluster_and(&[])
+    }
+
+    /// The cluster's DNS with further zones (name, file content).
+    pub(crate) fn cluster_and(zones: &[(&str, &str)]) -> Self {
+        Self::start(&[&[CLUSTER_ZONE, REVERSE_ZONE], zones].concat())
     }
 
     /// Ends the server; its port answers nothing until [`Nsd::resume`].

@@ -42,17 +42,14 @@ proptest! {
         let bit = |set: bool, bit: u16| if set { bit } else { 0 };
         prop_assert_eq!(query.flags, bit(rd, flag::RD) | bit(cd, flag::CD) | bit(ad, flag::AD));
         let dnssec = opt.as_ref().is_some_and(|(edns, _)| edns.flags().dnssec_ok);
-        if !matches!(qtype, rtype::AXFR | rtype::IXFR) {
-            // A transfer is refused whatever stands behind its question.
-            let expected = opt.map(|(edns, version)| Edns {
-                size: edns.max_payload().max(512),
-                dnssec_ok: dnssec,
-                version,
-                keepalive: wants_keepalive(&edns),
-            });
-            prop_assert_eq!(query.edns, expected);
-            prop_assert_eq!(query.wants_ad(), ad || dnssec);
-        }
+        let expected = opt.map(|(edns, version)| Edns {
+            size: edns.max_payload().max(512),
+            dnssec_ok: dnssec,
+            version,
+            keepalive: wants_keepalive(&edns),
+        });
+        prop_assert_eq!(query.edns, expected);
+        prop_assert_eq!(query.wants_ad(), ad || dnssec);
 
         let key = KeyBuf::new(&query).to_key();
         prop_assert_eq!(key.name(), plain(&name).to_ascii_lowercase());
