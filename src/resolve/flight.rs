@@ -194,7 +194,7 @@ impl Flights {
     /// Takes those who wait, because there is an answer while their flight is still under way.
     pub fn take_waiting(&self, key: &Key) -> Vec<Waiter> {
         let mut flights = self.lock();
-        let Some(flight) = flights.get_mut(key) else { return Vec::new() };
+        let Some(flight) = flights.by_key.get_mut(key) else { return Vec::new() };
         flight.seen.clear();
         self.take(std::mem::take(&mut flight.waiters))
     }
