@@ -6,7 +6,7 @@ use std::time::Instant;
 use hickory_proto::op::ResponseCode;
 
 use super::hostile_upstream_faults::{
-    Fails, Fault, GOOD, MESSAGES, Refuses, STREAMS, Stage, case_of, flood, for_all, good_answer, server,
+    BAD, Fails, Fault, GOOD, MESSAGES, Refuses, STREAMS, Stage, case_of, flood, for_all, good_answer, server,
 };
 use crate::support::edit::{self, MX, PTR, Section, flag};
 use crate::support::{
@@ -194,7 +194,7 @@ fn one_octet_in_100_ms_on_a_connection_delays_no_other_name() {
 fn a_flood_of_unmatched_ids_is_servfail_in_time_and_costs_no_memory() {
     for_all(&[Transport::Udp, Transport::Tcp], 2, |_, &transport| {
         let upstream = Upstream::start(|query, _| match case_of(query) {
-            Some(_) => Reaction::Steps(flood(&message(&address_reply(query, 300, "192.0.2.66")), 20_000)),
+            Some(_) => Reaction::Steps(flood(&message(&address_reply(query, 300, BAD)), 20_000)),
             None => good_answer(query),
         });
         let stage = Stage::set(&[server(&upstream, transport)], "");
@@ -376,4 +376,20 @@ fn a_datagram_larger_than_we_take_is_read_whole_or_not_at_all() {
         }
     }
     stage.is_sound("large", &[&upstream]);
+}
+
+#[test]
+fn a_datagram_from_another_port_is_ignored() {
+    let upstream = Upstream::start(|query, _| match case_of(query) {
+        Some(_) => {
+            let (bad, good) = (address_reply(query, 300, BAD), address_reply(query, 300, GOOD));
+            let late = [Step::Pause(millis(100)), Step::Message(message(&good))];
+            Reaction::Steps([&[Step::FromElsewhere(message(&bad))], &late[..]].concat())
+        }
+        None => good_answer(query),
+    });
+    let stage = Stage::set(&[upstream.udp()], "");
+    let outcome = stage.ask("c0.bad.example.");
+    assert!(outcome.is_right() && outcome.took >= millis(100), "{outcome:?}");
+    stage.is_sound("elsewhere", &[&upstream]);
 }

@@ -17,6 +17,8 @@ pub(crate) enum Step {
     Message(Vec<u8>),
     /// Octets as they stand, in one write.
     Octets(Vec<u8>),
+    /// A datagram from another port of the same address; nothing over TCP.
+    FromElsewhere(Vec<u8>),
     /// Nothing for a while.
     Pause(Duration),
     /// The end of the connection, in good order. What follows is not done.
@@ -86,6 +88,10 @@ fn run_datagrams(socket: &UdpSocket, peer: SocketAddr, steps: Vec<Step>) {
             Step::Message(octets) | Step::Octets(octets) => {
                 let _ = socket.send_to(&octets, peer);
             }
+            Step::FromElsewhere(octets) => {
+                let other = UdpSocket::bind((peer.ip(), 0)).expect("another socket");
+                let _ = other.send_to(&octets, peer);
+            }
             Step::Pause(time) => thread::sleep(time),
             Step::Close | Step::Reset => return,
         }
@@ -98,7 +104,7 @@ fn run_stream(stream: &Mutex<TcpStream>, steps: Vec<Step>) {
     let mut held = (!whole).then(|| lock(stream));
     for step in steps {
         if let Step::Pause(time) = step {
-            thread::sleep(time);
+            thread::sleep(time); // while others may write, if all are whole messages
             continue;
         }
         let mut now = None;
@@ -106,7 +112,8 @@ fn run_stream(stream: &Mutex<TcpStream>, steps: Vec<Step>) {
         let written = match step {
             Step::Message(message) => stream.write_all(&framed(&message)),
             Step::Octets(octets) => stream.write_all(&octets),
-            Step::Pause(_) | Step::Close => stream.shutdown(Shutdown::Both),
+            Step::Pause(_) | Step::FromElsewhere(_) => Ok(()),
+            Step::Close => stream.shutdown(Shutdown::Both),
             Step::Reset => reset(stream),
         };
         if written.is_err() {
