@@ -9,7 +9,7 @@ use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::rdata::{A, CNAME, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use nodens::cache::entry::Entry;
-use nodens::cache::failure::{Cause, Times};
+use nodens::cache::failure::Cause;
 use nodens::cache::front::Front;
 use nodens::config::{Config, Server, Zone};
 use nodens::metrics::{Metrics, Source, Transport};
@@ -183,13 +183,12 @@ impl Agent {
         life
     }
 
-    /// Does at second 0 what a flight does when it fails, with a stale entry to bridge it or without.
-    pub(crate) fn fail(&self, seconds: f64, query: &Message, cause: Cause, has_stale: bool) {
+    /// Does what a flight does when it fails.
+    pub(crate) fn fail(&self, seconds: f64, query: &Message, cause: Cause) {
         let view = self.resolver.view();
         let zone = view.zone_of(query.queries[0].name()).expect("a zone");
-        let times: Times = zone.failure_times(has_stale);
         let generation = zone.pool.generation();
-        self.resolver.failures.store(&self.key(query), cause, generation, &times, self.at(seconds));
+        self.resolver.failures.store(&self.key(query), cause, generation, &zone.times, self.at(seconds));
     }
 
     pub(crate) fn ask(&self, seconds: f64, query: &Message) -> Outcome {

@@ -127,7 +127,7 @@ fn an_expired_answer_waits_for_a_fresh_one_in_timer_mode() {
         assert!(agent.ask(second, &asked).waits(), "at {second} s");
     }
     // A refresh has failed: the stale answer bridges the 5 s until the next try.
-    agent.fail(40.0, &asked, Cause::Transport, true);
+    agent.fail(40.0, &asked, Cause::Transport);
     let (source, reply) = agent.ask(44.9, &asked).reply();
     assert_eq!((source, ttls(&reply), extended_error(&reply)), (Source::Stale, vec![30], Some(3)));
     assert!(agent.ask(45.0, &asked).waits(), "the next try is due");
@@ -175,7 +175,7 @@ fn nothing_stale_goes_out_where_that_is_off() {
     let asked = with_opt(query("web.test.", 1));
     agent.learn(&asked, &response(&asked, vec![record("web.test.", 30, a(1))], vec![]));
     assert!(agent.ask(30.0, &asked).waits());
-    agent.fail(30.0, &asked, Cause::Transport, false);
+    agent.fail(30.0, &asked, Cause::Transport);
     let (source, reply) = agent.ask(30.5, &asked).reply();
     assert_eq!((source, extended_error(&reply)), (Source::Failure, Some(13)));
 }
@@ -195,7 +195,7 @@ fn a_failure_is_remembered_for_its_time_and_told_apart() {
         let agent = Agent::plain();
         let asked = with_opt(query("web.test.", 1));
         for _ in 0..times {
-            agent.fail(0.0, &asked, cause, false);
+            agent.fail(0.0, &asked, cause);
         }
         let (source, reply) = agent.ask(lasts - 0.1, &asked).reply();
         assert_eq!((source, extended_error(&reply)), (Source::Failure, Some(13)), "{cause:?}");
@@ -209,7 +209,7 @@ fn a_failure_is_remembered_for_its_time_and_told_apart() {
 fn a_failure_hides_no_fresh_answer() {
     let agent = Agent::plain();
     let asked = query("web.test.", 1);
-    agent.fail(0.0, &asked, Cause::Transport, false);
+    agent.fail(0.0, &asked, Cause::Transport);
     agent.learn(&asked, &response(&asked, vec![record("web.test.", 30, a(1))], vec![]));
     assert_eq!(agent.ask(0.5, &asked).reply().0, Source::Hit);
 }
