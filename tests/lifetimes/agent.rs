@@ -183,11 +183,10 @@ impl Agent {
         life
     }
 
-    /// Does at second 0 what a flight does when it fails.
+    /// Does what a flight does when it fails.
     pub(crate) fn fail(&self, seconds: f64, query: &Message, cause: Cause) {
         let view = self.resolver.view();
         let zone = view.zone_of(query.queries[0].name()).expect("a zone");
-
         let generation = zone.pool.generation();
         self.resolver.failures.store(&self.key(query), cause, generation, &zone.times, self.at(seconds));
     }
