@@ -25,6 +25,9 @@ const BATCH: usize = 64;
 /// Messages in a row that answer nothing, after which the connection is given up: a server that says
 /// more than it was asked is broken, or somebody else is.
 const STRANGERS: usize = 64;
+/// Queries that nobody waits for any more, after which the connection takes no new one: their IDs stay
+/// taken, and a server that is silent about so many has lost its thread.
+const ABANDONED: usize = 64;
 /// A connection that was given up stays this long for the answers under way on it.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -55,8 +58,10 @@ pub struct Connection {
 }
 
 struct Shared {
-    /// Queries given to it that have not been answered, those nobody waits for any more included.
+    /// Queries given to it whose answer is awaited.
     in_flight: AtomicUsize,
+    /// Queries that have not been answered, those nobody waits for any more included.
+    unanswered: AtomicUsize,
     /// The task has ended or is about to.
     closed: AtomicBool,
     /// Milliseconds from opening to the last query; 0 before the first.
@@ -83,6 +88,7 @@ impl Connection {
         let (queue, asks) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             in_flight: AtomicUsize::new(0),
+            unanswered: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             used_ms: AtomicU64::new(0),
             progress_ms: AtomicU64::new(0),
@@ -96,14 +102,20 @@ impl Connection {
         Self { queue, shared, retire_at }
     }
 
-    /// Queries in flight on it.
+    /// Queries in flight on it, as far as somebody waits for them.
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Queries that it has not answered, whoever waits: a server may go on working at them.
+    pub fn unanswered(&self) -> usize {
+        self.shared.unanswered.load(Ordering::Relaxed)
+    }
+
     /// Whether it takes queries.
     pub fn is_open(&self) -> bool {
-        !self.shared.closed.load(Ordering::Relaxed)
+        let abandoned = self.unanswered().saturating_sub(self.in_flight());
+        abandoned <= ABANDONED && !self.shared.closed.load(Ordering::Relaxed)
     }
 
     /// Whether it has carried a query before.
@@ -113,7 +125,7 @@ impl Connection {
 
     /// How long it has had nothing to do.
     pub fn idle_for(&self, now: Instant) -> Duration {
-        if self.in_flight() > 0 {
+        if self.unanswered() > 0 {
             return Duration::ZERO;
         }
         let used = Duration::from_millis(self.shared.used_ms.load(Ordering::Relaxed));
@@ -124,33 +136,44 @@ impl Connection {
     /// silent about some names until they fill the connection.
     pub fn is_stuck(&self, now: Instant, patience: Duration) -> bool {
         let progress = Duration::from_millis(self.shared.progress_ms.load(Ordering::Relaxed));
-        self.in_flight() > 0 && now.saturating_duration_since(self.shared.opened + progress) > patience
+        self.unanswered() > 0 && now.saturating_duration_since(self.shared.opened + progress) > patience
     }
 
     /// Hands a query over, and gives the place where its answer will be.
     pub fn ask(&self, key: Key, edns_size: Option<u16>) -> Waiting {
         let (reply, answer) = oneshot::channel();
         let now_ms = self.shared.now_ms();
-        if self.shared.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+        self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        if self.shared.unanswered.fetch_add(1, Ordering::Relaxed) == 0 {
             self.shared.progress_ms.store(now_ms, Ordering::Relaxed);
         }
         self.shared.used_ms.store(now_ms.max(1), Ordering::Relaxed);
         // If the task has ended, the sender is dropped with the query and the receiver says so.
         let _ = self.queue.send(Ask { key, edns_size, reply });
-        Waiting(answer)
+        Waiting { answer, shared: Arc::clone(&self.shared) }
     }
 }
 
-/// An answer that is awaited.
-pub struct Waiting(oneshot::Receiver<Vec<u8>>);
+/// An answer that is awaited. Whoever drops it gives its place on the connection to another query.
+pub struct Waiting {
+    answer: oneshot::Receiver<Vec<u8>>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.shared.room.notify_one();
+    }
+}
 
 impl Waiting {
     /// The response, whose ID and question match.
     ///
     /// # Errors
     /// [`Broken`] when the connection ended first.
-    pub async fn answer(self) -> Result<Vec<u8>, Broken> {
-        self.0.await.map_err(|_| Broken)
+    pub async fn answer(mut self) -> Result<Vec<u8>, Broken> {
+        (&mut self.answer).await.map_err(|_| Broken)
     }
 }
 
@@ -249,12 +272,11 @@ impl Task {
             if let Some(Pending { key, reply }) = self.pending.remove(&id) {
                 self.strangers = 0;
                 self.shared.progress_ms.store(now_ms, Ordering::Relaxed);
-                self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+                self.shared.unanswered.fetch_sub(1, Ordering::Relaxed);
                 if let Err(message) = reply.send(message.to_vec()) {
                     // Beyond the channel's bound the next client has to ask again.
                     let _ = self.shared.late.try_send(LateAnswer { key, message });
                 }
-                self.shared.room.notify_one();
             }
         }
         let used = input.len() - frames.left();

@@ -238,7 +238,7 @@ impl Server {
         }
     }
 
-    /// The connection with the fewest queries in flight. While all are busy another one is opened
+    /// The connection with the fewest unanswered queries. While all are busy another one is opened
     /// beside them, up to the bound: CoreDNS answers the queries of one connection one by one.
     /// With `fresh` it is that other one, as long as the bound allows it.
     async fn connection(self: &Arc<Self>, fresh: bool) -> Result<Arc<Connection>, Cause> {
@@ -247,8 +247,10 @@ impl Server {
             let mut opened = None;
             {
                 let pool = self.connections();
-                let best = pool.iter().min_by_key(|connection| connection.in_flight());
-                let load = best.map_or(usize::MAX, |best| best.in_flight());
+                let has_room =
+                    |of: &&Arc<Connection>| of.in_flight() < self.settings.connections.in_flight;
+                let best = pool.iter().filter(has_room).min_by_key(|connection| connection.unanswered());
+                let load = best.map_or(usize::MAX, |best| best.unanswered());
                 let may_open =
                     pool.len() + self.opening.load(Ordering::Relaxed) < self.settings.connections.max;
                 if may_open && (fresh || load > 0 || pool.len() < self.settings.connections.min) {
@@ -256,7 +258,7 @@ impl Server {
                     opened = Some(tokio::spawn(Arc::clone(self).open_one()));
                 }
                 let waits = fresh && may_open;
-                if let Some(best) = best.filter(|_| load < self.settings.connections.in_flight && !waits) {
+                if let Some(best) = best.filter(|_| !waits) {
                     return Ok(Arc::clone(best));
                 }
             }
