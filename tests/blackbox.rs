@@ -27,6 +27,8 @@ mod hostile_clients;
 mod hostile_upstream;
 #[path = "blackbox/hostile_upstream_faults.rs"]
 mod hostile_upstream_faults;
+#[path = "blackbox/hostile_upstream_judged.rs"]
+mod hostile_upstream_judged;
 #[path = "blackbox/hostile_upstream_more.rs"]
 mod hostile_upstream_more;
 #[path = "blackbox/malformed.rs"]

@@ -20,7 +20,7 @@ use crate::wire::{HEADER, flag, name, rcode, u16_at};
 
 /// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
 const CONNECT: Duration = Duration::from_millis(1500);
-/// Responses that did not match, after which a UDP try is given up.
+/// Datagrams that did not match, after which the query goes by TCP: each is a guess at ID and port.
 const STRANGERS: usize = 64;
 
 /// What is counted of a server.
@@ -179,11 +179,13 @@ impl Server {
         sending: &Sending,
     ) -> Result<Answer, Cause> {
         if self.udp {
-            let answer = {
+            let message = {
                 let _counted = InFlight::count(&self.udp_in_flight);
                 self.ask_udp(key, edns_size, sending).await?
             };
-            if let Some(answer) = read(answer, key)? {
+            if let Some(message) = message
+                && let Some(answer) = read(message, key)?
+            {
                 return Ok(answer);
             }
         }
@@ -196,8 +198,14 @@ impl Server {
     }
 
     /// Asks by UDP from a port of its own, and once more from the same port under the same ID whenever it is
-    /// told to. It listens until whoever is tired of waiting drops it.
-    async fn ask_udp(&self, key: &Key, edns_size: Option<u16>, sending: &Sending) -> Result<Vec<u8>, Cause> {
+    /// told to. It listens until whoever is tired of waiting drops it. `None` when somebody guesses, and only
+    /// a stream can be trusted.
+    async fn ask_udp(
+        &self,
+        key: &Key,
+        edns_size: Option<u16>,
+        sending: &Sending,
+    ) -> Result<Option<Vec<u8>>, Cause> {
         let datagrams = self.settings.network.datagrams(self.addr).await.map_err(|_| Cause::Connect)?;
         let id: u16 = rand::random();
         let mut query = Vec::with_capacity(300);
@@ -229,11 +237,11 @@ impl Server {
                 }
             };
             if is_answer(&message) {
-                return Ok(message);
+                return Ok(Some(message));
             }
             strangers += 1;
             if strangers > STRANGERS {
-                return Err(Cause::Malformed);
+                return Ok(None);
             }
         }
     }
@@ -247,8 +255,7 @@ impl Server {
             let mut opened = None;
             {
                 let pool = self.connections();
-                let has_room =
-                    |of: &&Arc<Connection>| of.in_flight() < self.settings.connections.in_flight;
+                let has_room = |of: &&Arc<Connection>| of.in_flight() < self.settings.connections.in_flight;
                 let best = pool.iter().filter(has_room).min_by_key(|connection| connection.unanswered());
                 let load = best.map_or(usize::MAX, |best| best.unanswered());
                 let may_open =

@@ -17,7 +17,7 @@ fn is_failure(fate: Fate, outcome: &Outcome) -> bool {
     let error_fits = match fate {
         Waits => outcome.error == Some(UNREACHABLE),
         Refuses => outcome.error == Some(NETWORK),
-        Fails => matches!(outcome.error, Some(UNREACHABLE | NETWORK)),
+        Fails => outcome.error == Some(NETWORK),
     };
     outcome.code == ResponseCode::ServFail && outcome.addresses.is_empty() && error_fits
 }
