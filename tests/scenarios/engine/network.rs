@@ -103,7 +103,7 @@ impl Servers {
     pub(crate) fn teach(&self, of: Match, left: Option<usize>, saying: Saying) {
         let mut state = self.state();
         if left.is_none() {
-            state.rules.retain(|rule| !rule.of.same_as(&of));
+            state.rules.retain(|rule| rule.left.is_some() || !rule.of.same_as(&of));
         }
         state.rules.push(Rule { of, left, saying });
     }
