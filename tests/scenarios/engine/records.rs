@@ -46,7 +46,7 @@ pub(crate) fn class(text: &str) -> Option<DNSClass> {
     }
 }
 
-/// `www.example. 10 A 192.0.2.1`: owner, TTL, class unless IN, type, RDATA; `\# 2 abcd` for any type.
+/// `www.example. 10 A 192.0.2.1`: owner, TTL, class unless IN, type, RDATA; `\# 2 abcd` for any type, `\# 600 ab...` for 600 alike.
 pub(crate) fn record(text: &str) -> Result<Record, String> {
     let mut words = text.split_whitespace();
     let mut word = || words.next().ok_or_else(|| format!("`{text}` is no whole record"));
@@ -62,9 +62,17 @@ pub(crate) fn record(text: &str) -> Result<Record, String> {
     let rest: Vec<&str> = words.collect();
     let data = match rest.as_slice() {
         [r"\#", length, digits @ ..] => {
-            let bytes = hex(&digits.concat())?;
+            let digits = digits.concat();
+            let mut bytes = hex(digits.trim_end_matches('.'))?;
+            if digits.ends_with("...") {
+                let length = length.parse().map_err(|_| format!("`{length}` is no length"))?;
+                bytes = bytes.into_iter().cycle().take(length).collect();
+            }
             if bytes.len().to_string() != *length {
                 return Err(format!("`{text}` does not have {length} octets of RDATA"));
+            }
+            if bytes.is_empty() {
+                return Err(format!("`{text}`: hickory does not read empty RDATA"));
             }
             RData::Unknown { code: rtype, rdata: NULL::with(bytes) }
         }
