@@ -3,8 +3,6 @@
 //! A *plain* name is a run of labels without compression, ending in the root label. Length octets
 //! are at most 63 and so never look like a letter: a plain name can be lower-cased byte by byte.
 
-use std::ops::Range;
-
 use super::{HEADER, Malformed};
 
 /// RFC 1035 §2.3.4: octets of a whole name, length octets and root included.
@@ -47,26 +45,17 @@ pub fn skip(message: &[u8], at: usize) -> Result<usize, Malformed> {
     Ok(labels.left_at.unwrap_or(labels.here))
 }
 
-/// Where the labels stand that the name at `at` takes from other places of the message. What is not
-/// well-formed ends it.
-pub fn shared(message: &[u8], at: usize) -> impl Iterator<Item = Range<usize>> {
-    let (mut start, mut next) = (at, run(message, at).and_then(|(_, target)| target));
-    std::iter::from_fn(move || {
-        start = next.filter(|&target| target < start)?;
-        let (end, target) = run(message, start)?;
-        next = target;
-        Some(start..end)
-    })
-}
-
-/// The end of the run of labels at `at`, and where the pointer that ends it leads.
-fn run(message: &[u8], at: usize) -> Option<(usize, Option<usize>)> {
+/// The first byte behind the run of labels at `at`, and where the pointer leads that ends it.
+///
+/// # Errors
+/// The message's end inside. Nothing else is checked.
+pub fn run(message: &[u8], at: usize) -> Result<(usize, Option<usize>), Malformed> {
     let mut here = at;
     loop {
-        match *message.get(here)? {
-            0 => return Some((here + 1, None)),
+        match *message.get(here).ok_or(Malformed("message ends inside a name"))? {
+            0 => return Ok((here + 1, None)),
             length @ 1..=63 => here += 1 + usize::from(length),
-            _ => return Some((here + 2, Some(pointer(message, here).ok()?))),
+            _ => return Ok((here + 2, Some(pointer(message, here)?))),
         }
     }
 }

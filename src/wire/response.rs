@@ -115,6 +115,8 @@ struct Reader<'a, 'k> {
     at: usize,
     /// Behind the last record that is kept.
     end: usize,
+    /// Where the last pointer led that was found good: the records of an RRset share it.
+    checked: Option<usize>,
     has_type: bool,
     ttls: Vec<(u16, u32)>,
     soa: Option<Soa>,
@@ -140,6 +142,7 @@ impl<'a, 'k> Reader<'a, 'k> {
             question,
             at,
             end: at,
+            checked: None,
             has_type: false,
             ttls: Vec::with_capacity(8),
             soa: None,
@@ -170,12 +173,22 @@ impl<'a, 'k> Reader<'a, 'k> {
     fn keep(&mut self, record: &Record, names: rdata::Names) -> Result<(), Malformed> {
         self.ttls.push((record.ttl_at() as u16, record.ttl));
         self.end = record.end;
-        let names = [Some(record.owner)].into_iter().chain(names).flatten();
-        for labels in names.flat_map(|at| name::shared(self.message, at)) {
-            if labels.start != HEADER && !self.stays(&labels) {
+        self.check_shared(record.owner)?;
+        names.into_iter().flatten().try_for_each(|at| self.check_shared(at))
+    }
+
+    /// Checks the labels that a well-formed name takes from other places.
+    fn check_shared(&mut self, at: usize) -> Result<(), Malformed> {
+        let (_, first) = name::run(self.message, at)?;
+        let (mut next, mut before) = (first, at);
+        while let Some(start) = next.filter(|&start| start != HEADER && Some(start) != self.checked) {
+            let (end, target) = name::run(self.message, start)?;
+            if start >= before || !self.stays(&(start..end)) {
                 return Err(Malformed("compression pointer to what is no name"));
             }
+            (next, before) = (target, start);
         }
+        self.checked = first.or(self.checked);
         Ok(())
     }
 
