@@ -21,6 +21,8 @@ mod demo;
 mod expiry;
 #[path = "blackbox/harness.rs"]
 mod harness;
+#[path = "blackbox/loops.rs"]
+mod loops;
 #[path = "blackbox/malformed.rs"]
 mod malformed;
 #[path = "blackbox/negative.rs"]
