@@ -20,6 +20,7 @@ use crate::config::file::{self, ConfigError};
 use crate::config::{self, Config, Reload};
 use crate::metrics::{self as names, Metrics, ZoneMetrics};
 use crate::resolve::Resolver;
+use crate::resolve::echo::Loop;
 use crate::resolve::view::View;
 use crate::serve::socket::{self, Listeners};
 use crate::serve::tcp::{Clients, Listener};
@@ -178,8 +179,15 @@ impl Agent {
             config,
             hash: hash.to_owned(),
         };
+        look_for_loops(&agent.resolver);
         agent.readiness.wait_for_upstream(Arc::clone(&agent.resolver));
         Ok(agent)
+    }
+
+    /// Tells of an upstream that leads back here, which is looked for in the background from the start on.
+    /// Such an agent cannot answer and should end.
+    pub fn watch_for_loops(&self) -> watch::Receiver<Option<Loop>> {
+        self.resolver.echoes.watch()
     }
 
     /// What is done once a second: idle connections close, changed files are read again.
@@ -266,6 +274,20 @@ impl Agent {
         let left = self.resolver.flights.waiting();
         let _ = std::fs::remove_file(&self.config.control);
         tracing::info!(unanswered = left, "ended");
+    }
+}
+
+/// Asks each server of each pool once whether it leads back here, for the first zone that the pool serves.
+fn look_for_loops(resolver: &Arc<Resolver>) {
+    let view = resolver.view();
+    for (index, zone) in view.zones.iter().enumerate() {
+        if view.zones[..index].iter().any(|before| Arc::ptr_eq(&before.pool, &zone.pool)) {
+            continue;
+        }
+        for server in zone.pool.servers().iter() {
+            let (resolver, zone, server) = (Arc::clone(resolver), Arc::clone(zone), Arc::clone(server));
+            tokio::spawn(async move { resolver.echoes.probe(&zone, &server).await });
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Resolver::handle`] decides without I/O what happens to a packet: it is answered at once, dropped,
 //! or becomes a [`Miss`]. [`Resolver::wait`] lets the client of a miss wait for its flight.
 
+pub mod echo;
 pub mod flight;
 pub mod local;
 pub mod view;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use echo::Echoes;
 use flight::{Asked, Flights, Joined, ReplyTo, Waiter};
 use metrics::counter;
 use view::{Target, View, Zone};
@@ -71,6 +73,8 @@ pub struct Resolver {
     pub failures: Failures,
     /// Questions being asked.
     pub flights: Flights,
+    /// Probes for loops.
+    pub echoes: Echoes,
     /// Counters of all threads.
     pub metrics: Arc<Metrics>,
     runtime: tokio::runtime::Handle,
@@ -91,6 +95,7 @@ impl Resolver {
             cache: Cache::new(cache_bytes),
             failures: Failures::new(),
             flights: Flights::new(limits.flights, limits.waiters),
+            echoes: Echoes::new(),
             metrics,
             runtime,
             joins: counter!(FLIGHT_JOINS),
@@ -220,7 +225,7 @@ impl Resolver {
         now: Instant,
         out: &mut Vec<u8>,
     ) -> Step {
-        if !query.recursion_desired() {
+        if !query.recursion_desired() || self.echoes.is_one(key.name()) {
             query.write_empty(rcode::REFUSED, &client.ours, None, out);
             zone.metrics.response(client.slot, Source::Local, rcode::REFUSED);
             return Step::Reply(Source::Local);

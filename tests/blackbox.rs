@@ -31,6 +31,8 @@ mod hostile_upstream_faults;
 mod hostile_upstream_judged;
 #[path = "blackbox/hostile_upstream_more.rs"]
 mod hostile_upstream_more;
+#[path = "blackbox/loops.rs"]
+mod loops;
 #[path = "blackbox/malformed.rs"]
 mod malformed;
 #[path = "blackbox/negative.rs"]

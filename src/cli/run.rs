@@ -59,13 +59,15 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(runtime.enable_all().build()?)
 }
 
-/// Runs a started agent until SIGTERM or SIGINT, and drains it.
+/// Runs a started agent until SIGTERM or SIGINT, and drains it. A loop ends it with an error.
 pub(super) async fn until_stopped(mut agent: Agent) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut user = signal(SignalKind::user_defined1())?;
     let mut tick = tokio::time::interval(TICK);
+    let mut loops = agent.watch_for_loops();
+    let mut result = Ok(());
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -73,10 +75,14 @@ pub(super) async fn until_stopped(mut agent: Agent) -> anyhow::Result<()> {
             _ = hangup.recv() => agent.reload(),
             _ = user.recv() => agent.log_stats(),
             _ = tick.tick() => agent.tick(),
+            Ok(found) = loops.wait_for(Option::is_some) => {
+                result = found.clone().map_or(Ok(()), |found| Err(found.into()));
+                break;
+            }
         }
     }
     agent.stop().await;
-    Ok(())
+    result
 }
 
 /// Starts logging to standard error. The libraries' own lines come from `warn` on.
