@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::{Demo, seconds, wait_until};
+use crate::support::{Demo, run, seconds, wait_until};
 
 #[test]
 fn every_command_that_the_demo_prints_works_as_printed() {
@@ -17,7 +17,7 @@ fn every_command_that_the_demo_prints_works_as_printed() {
     });
     assert!(commands.len() >= 20, "{commands:?}");
     for (command, shows) in commands {
-        let output = Command::new("sh").args(["-c", &command]).output().expect("sh");
+        let output = run(Command::new("sh").args(["-c", &command])).expect("sh");
         let printed = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         for expected in expected(&command, &shows) {

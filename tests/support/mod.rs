@@ -19,7 +19,7 @@ pub(crate) use agent::{Agent, Demo, Launch, nodens};
 pub(crate) use crowd::{Bystander, Crowd, datagrams_from, source, stream_from};
 pub(crate) use datagram::{ask_udp, datagram_reply, message, name, query};
 pub(crate) use http::Http;
-pub(crate) use ports::free_port;
+pub(crate) use ports::{free_port, run};
 pub(crate) use servers::{Nsd, Unbound};
 pub(crate) use tools::{dig, dnsperf, kdig};
 pub(crate) use upstream::reply::{address_reply, reply_code};

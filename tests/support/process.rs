@@ -6,6 +6,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::ports::{run, spawn};
+
 /// A running child whose output goes to a file. Dropping it kills it.
 pub(crate) struct Process {
     child: Child,
@@ -30,11 +32,7 @@ impl Process {
         errors: File,
     ) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file)
-            .stderr(errors)
-            .spawn()
+        let child = spawn(command.stdin(Stdio::null()).stdout(file).stderr(errors))
             .unwrap_or_else(|error| panic!("{}", missing(&name, package, &error)));
         Self { child, output: output.to_owned(), name }
     }
@@ -68,12 +66,9 @@ impl Process {
 
     /// Sends a signal by name, `TERM` for one.
     pub(crate) fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .arg(format!("-{signal}"))
-            .arg(self.id().to_string())
-            .status()
+        let output = run(Command::new("kill").arg(format!("-{signal}")).arg(self.id().to_string()))
             .unwrap_or_else(|error| panic!("{}", missing("kill", "procps", &error)));
-        assert!(status.success(), "kill -{signal} {} failed", self.name);
+        assert!(output.status.success(), "kill -{signal} {} failed", self.name);
     }
 }
 

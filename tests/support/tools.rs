@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 
+use super::ports::run;
 use super::process::missing;
 
 /// One record as dig prints it.
@@ -76,12 +77,9 @@ fn client(
     server: SocketAddr,
     arguments: &[&str],
 ) -> Printed {
-    let output = Command::new(program)
-        .arg(format!("@{}", server.ip()))
-        .args(["-p", &server.port().to_string()])
-        .args(defaults)
-        .args(arguments)
-        .output()
+    let mut command = Command::new(program);
+    command.arg(format!("@{}", server.ip())).args(["-p", &server.port().to_string()]);
+    let output = run(command.args(defaults).args(arguments))
         .unwrap_or_else(|error| panic!("{}", missing(program, package, &error)));
     parse(&String::from_utf8_lossy(&output.stdout))
 }
@@ -158,13 +156,10 @@ pub(crate) fn dnsperf(server: SocketAddr, queries: &[String], options: &[&str]) 
     let dir = tempfile::tempdir().expect("temporary directory");
     let file = dir.path().join("queries");
     fs::write(&file, queries.join("\n") + "\n").expect("queries");
-    let output = Command::new("dnsperf")
-        .args(["-s", &server.ip().to_string(), "-p", &server.port().to_string(), "-d"])
-        .arg(&file)
-        // An agent that has died would cost 5 s for every window of queries.
-        .args(["-l", "60"])
-        .args(options)
-        .output()
+    let mut command = Command::new("dnsperf");
+    command.args(["-s", &server.ip().to_string(), "-p", &server.port().to_string(), "-d"]).arg(&file);
+    // An agent that has died would cost 5 s for every window of queries.
+    let output = run(command.args(["-l", "60"]).args(options))
         .unwrap_or_else(|error| panic!("{}", missing("dnsperf", "dnsperf", &error)));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let number = |label: &str| {
