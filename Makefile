@@ -4,13 +4,14 @@ PACKAGES := nsd unbound dnsdist dnsmasq-base dnsperf bind9-dnsutils knot-dnsutil
             curl procps util-linux iproute2 ca-certificates gcc libc6-dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help test deps lint bench nightly
+.PHONY: help test deps lint bench nightly coverage
 
 help:
-	@echo "make test     install what the tests need (apt, cargo), and run all of them"
-	@echo "make lint     formatting, clippy, documentation, licences"
-	@echo "make bench    the microbenchmarks, and the comparison with other servers (20 minutes)"
-	@echo "make nightly  what takes longer than CI may: all benches, and each property 100 times as often"
+	@echo "make test      install what the tests need (apt, cargo), and run all of them"
+	@echo "make lint      formatting, clippy, documentation, licences"
+	@echo "make bench     the microbenchmarks, and the comparison with other servers (20 minutes)"
+	@echo "make coverage  how many lines of src/ the tests run, by directory; OF=wire lists the others (10 minutes)"
+	@echo "make nightly   what takes longer than CI may: all benches, and each property 100 times as often"
 
 deps:
 	@if ! dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | grep -c '^installed$$' \
@@ -37,3 +38,6 @@ bench: deps
 
 nightly: bench
 	PROPTEST_CASES=25600 cargo test --locked --test wire_properties
+
+coverage: deps
+	@.ci/coverage $(OF)
