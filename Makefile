@@ -16,6 +16,14 @@ help:
 	@echo "make bench    the microbenchmarks, and the comparison with other servers (20 minutes)"
 	@echo "make nightly  what takes longer than CI may: all benches, and each property 100 times as often"
 	@echo "make fuzz     every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)); see fuzz/README.md"
+.PHONY: help test deps lint bench nightly coverage
+
+help:
+	@echo "make test      install what the tests need (apt, cargo), and run all of them"
+	@echo "make lint      formatting, clippy, documentation, licences"
+	@echo "make bench     the microbenchmarks, and the comparison with other servers (20 minutes)"
+	@echo "make coverage  how many lines of src/ the tests run, by directory; OF=wire lists the others (10 minutes)"
+	@echo "make nightly   what takes longer than CI may: all benches, and each property 100 times as often"
 
 deps:
 	@if ! dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | grep -c '^installed$$' \
@@ -51,3 +59,5 @@ fuzz:
 	  cargo +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
 	    -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
 	done
+coverage: deps
+	@.ci/coverage $(OF)
