@@ -84,6 +84,7 @@ impl<'a> Asking<'a> {
         tokio::pin!(timer);
         loop {
             if !self.is_promising() && !self.go_on() {
+                self.give_up(None);
                 return Exchange { result: Err(self.cause), attempts: self.attempts };
             }
             if std::mem::take(&mut self.trial) {
@@ -209,7 +210,7 @@ impl<'a> Asking<'a> {
             }
         };
         if failed.is_none() {
-            self.overtaken(done.server);
+            self.give_up(Some(done.server));
         }
         self.write_down(&done, failed);
         match (failed, result) {
@@ -226,12 +227,12 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// Writes down the tries that were given up when a later one was answered. Another server that keeps being
-    /// overtaken is passed over in the end, like one that fails outright.
-    fn overtaken(&mut self, by: usize) {
+    /// Writes down the tries that are given up, because one at the server `answered` was or because there is no
+    /// point in waiting. A server that keeps being overtaken is passed over in the end, like one that fails.
+    fn give_up(&mut self, answered: Option<usize>) {
         for open in std::mem::take(&mut self.open) {
             if open.overdue || open.started.elapsed() >= PATIENCE {
-                if open.server != by {
+                if Some(open.server) != answered && !self.failed[open.server] {
                     self.servers[open.server].health.failed(clock::now());
                 }
                 self.write_down(&open, Some(Cause::Timeout));
