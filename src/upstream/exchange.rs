@@ -25,6 +25,9 @@ use crate::wire::response::{Answer, Kind};
 const TRIES: u32 = 3;
 /// An answer that is later than this is asked for again, elsewhere where there is an elsewhere.
 const PATIENCE: Duration = Duration::from_millis(1000);
+/// The same for a server that was passed over until now, while another one works: whether it is back is no
+/// client's burden.
+const TRIAL: Duration = Duration::from_millis(250);
 
 type Running = Pin<Box<dyn Future<Output = (usize, Result<Answer, Cause>)> + Send>>;
 
@@ -41,6 +44,8 @@ pub(super) struct Asking<'a> {
     /// The tries behind `running`.
     open: Vec<Try>,
     attempts: Vec<Attempt>,
+    /// A server has just been put to the trial.
+    trial: bool,
     /// What a client is told if nothing better comes. A server's word says more than another one's silence.
     cause: Cause,
 }
@@ -67,6 +72,7 @@ impl<'a> Asking<'a> {
             running: FuturesUnordered::new(),
             open: Vec::new(),
             attempts: Vec::new(),
+            trial: false,
             cause: Cause::NoServer,
         }
     }
@@ -78,7 +84,11 @@ impl<'a> Asking<'a> {
         tokio::pin!(timer);
         loop {
             if !self.is_promising() && !self.go_on() {
+                self.give_up(None);
                 return Exchange { result: Err(self.cause), attempts: self.attempts };
+            }
+            if std::mem::take(&mut self.trial) {
+                timer.as_mut().reset(deadline.min(Instant::now() + TRIAL));
             }
             tokio::select! {
                 Some((number, result)) = self.running.next() => {
@@ -155,7 +165,9 @@ impl<'a> Asking<'a> {
             }
         };
         self.tries[index] += 1;
-        self.servers[index].health.tried(now);
+        let was_passed_over = self.servers[index].health.tried(now);
+        let works = |(other, server): (usize, &Arc<Server>)| other != index && !server.health.is_ejected(now);
+        self.trial = was_passed_over && self.servers.iter().enumerate().any(works);
         Some(index)
     }
 
@@ -198,7 +210,7 @@ impl<'a> Asking<'a> {
             }
         };
         if failed.is_none() {
-            self.overtaken(done.server);
+            self.give_up(Some(done.server));
         }
         self.write_down(&done, failed);
         match (failed, result) {
@@ -215,12 +227,12 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// Writes down the tries that were given up when a later one was answered. Another server that keeps being
-    /// overtaken is passed over in the end, like one that fails outright.
-    fn overtaken(&mut self, by: usize) {
+    /// Writes down the tries that are given up, because one at the server `answered` was or because there is no
+    /// point in waiting. A server that keeps being overtaken is passed over in the end, like one that fails.
+    fn give_up(&mut self, answered: Option<usize>) {
         for open in std::mem::take(&mut self.open) {
-            if open.started.elapsed() >= PATIENCE {
-                if open.server != by {
+            if open.overdue || open.started.elapsed() >= PATIENCE {
+                if Some(open.server) != answered && !self.failed[open.server] {
                     self.servers[open.server].health.failed(clock::now());
                 }
                 self.write_down(&open, Some(Cause::Timeout));

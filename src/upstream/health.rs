@@ -40,12 +40,14 @@ impl Health {
     }
 
     /// The server is about to be asked. If it was passed over until now, this is the one query that
-    /// tries it again: the others go on passing it over until that one has ended.
-    pub fn tried(&self, now: Instant) {
+    /// tries it again: the others go on passing it over until that one has ended. True if it is.
+    pub fn tried(&self, now: Instant) -> bool {
         let mut state = self.state();
-        if state.ejected_until.is_some_and(|until| until <= now) {
+        let again = state.ejected_until.is_some_and(|until| until <= now);
+        if again {
             state.ejected_until = Some(now + EJECTED);
         }
+        again
     }
 
     /// Whether the server is passed over at `now`.
@@ -139,7 +141,7 @@ mod tests {
         assert!(health.is_ejected(now));
         let later = now + EJECTED;
         assert!(!health.is_ejected(later));
-        health.tried(later);
+        assert!(health.tried(later) && !health.tried(later));
         assert!(health.is_ejected(later), "one query tries it again, not all");
         health.answered();
         assert!(!health.is_ejected(later));
