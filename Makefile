@@ -8,22 +8,15 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Of each target of `make fuzz`.
 FUZZ_SECONDS ?= 600
 
-.PHONY: help test deps lint bench nightly fuzz
-
-help:
-	@echo "make test     install what the tests need (apt, cargo), and run all of them"
-	@echo "make lint     formatting, clippy, documentation, licences"
-	@echo "make bench    the microbenchmarks, and the comparison with other servers (20 minutes)"
-	@echo "make nightly  what takes longer than CI may: all benches, and each property 100 times as often"
-	@echo "make fuzz     every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)); see fuzz/README.md"
-.PHONY: help test deps lint bench nightly coverage
+.PHONY: help test deps lint bench nightly coverage fuzz
 
 help:
 	@echo "make test      install what the tests need (apt, cargo), and run all of them"
 	@echo "make lint      formatting, clippy, documentation, licences"
-	@echo "make bench     the microbenchmarks, and the comparison with other servers (20 minutes)"
+	@echo "make bench     the microbenchmarks, the comparison with other servers and the floods (25 minutes)"
 	@echo "make coverage  how many lines of src/ the tests run, by directory; OF=wire lists the others (10 minutes)"
-	@echo "make nightly   what takes longer than CI may: all benches, and each property 100 times as often"
+	@echo "make fuzz      every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)); see fuzz/README.md"
+	@echo "make nightly   what takes longer than CI may: all of these, and each property 100 times as often"
 
 deps:
 	@if ! dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | grep -c '^installed$$' \
@@ -47,8 +40,9 @@ lint:
 bench: deps
 	cargo bench --locked --bench micro
 	cargo bench --locked --bench compare
+	cargo bench --locked --bench flood
 
-nightly: bench
+nightly: bench coverage fuzz
 	PROPTEST_CASES=25600 cargo test --locked --test wire_properties
 
 fuzz:
@@ -59,5 +53,6 @@ fuzz:
 	  cargo +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
 	    -max_total_time=$(FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
 	done
+
 coverage: deps
 	@.ci/coverage $(OF)

@@ -90,6 +90,12 @@ pub fn mix_case(plain: &mut [u8], random: impl Fn() -> u32) {
     }
 }
 
+/// Whether two names of one message are equal. The records of an RRset mostly share one pointer.
+pub fn same(message: &[u8], a: usize, b: usize) -> bool {
+    let pointer = |at: usize| message.get(at..at + 2).filter(|pointer| pointer[0] >= 0xc0);
+    pointer(a).is_some_and(|a| pointer(b) == Some(a)) || eq((message, a), (message, b))
+}
+
 /// The labels of a plain name, from the left, without the root.
 pub fn labels(plain: &[u8]) -> impl Iterator<Item = &[u8]> {
     Labels::at(plain, 0).map_while(Result::ok)
@@ -234,6 +240,15 @@ mod tests {
         assert_eq!(skip(&message, 27), Ok(33));
         assert!(eq((&message, 27), (b"\x03WWW\x07example\x03COM\x00", 0)));
         assert!(!eq((&message, 27), (b"\x07example\x03com\x00", 0)));
+    }
+
+    #[test]
+    fn names_of_a_message_are_the_same_in_any_form() {
+        let message = behind_header(b"\x01a\x00\xc0\x0c\xc0\x0c\x01A\x00\xc0\x0e");
+        for (a, b, equal) in [(15, 17, true), (12, 15, true), (15, 19, true), (15, 22, false), (22, 22, true)]
+        {
+            assert_eq!((same(&message, a, b), same(&message, b, a)), (equal, equal), "{a} and {b}");
+        }
     }
 
     #[test]

@@ -239,7 +239,7 @@ impl<'a, 'k> Reader<'a, 'k> {
                             && rdata == usize::from(run.first) + usize::from(n) * usize::from(stride)
                     }
                 };
-                if follows && name::eq((self.message, self.owner), (self.message, record.owner)) {
+                if follows && name::same(self.message, self.owner, record.owner) {
                     run.stride = stride;
                     run.count += 1;
                 }

@@ -1,7 +1,7 @@
 //! Any packet from a client: what [`Resolver::handle`] makes of it, without any I/O.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query as Question, ResponseCode};
@@ -34,7 +34,6 @@ const OURS: u16 = 1232;
 struct World {
     resolver: Arc<Resolver>,
     start: Instant,
-    front: Mutex<Front>,
     /// Its flights are never driven.
     _runtime: Runtime,
 }
@@ -64,8 +63,7 @@ impl World {
         });
         let handle = runtime.handle().clone();
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, handle);
-        let front = Mutex::new(Front::new());
-        let world = Self { resolver, start: Instant::now(), front, _runtime: runtime };
+        let world = Self { resolver, start: Instant::now(), _runtime: runtime };
         world.fill();
         world
     }
@@ -159,6 +157,8 @@ pub(crate) fn check(packet: &[u8]) -> Option<Source> {
         Client { allowed: false, ..udp },
     ];
     let mut first = None;
+    // A new one for each packet, so that a finding needs nothing but its own packet.
+    let mut front = Front::new();
     for second in TIMES {
         for client in &clients {
             let (step, out) = world.handle(client, packet, second, &mut Front::none());
@@ -166,9 +166,10 @@ pub(crate) fn check(packet: &[u8]) -> Option<Source> {
                 Step::Reply(source) => {
                     first = first.or(Some(source));
                     check_reply(packet, client, source, &out);
-                    let mut front = world.front.lock().unwrap_or_else(PoisonError::into_inner);
-                    let (_, again) = world.handle(client, packet, second, &mut front);
-                    assert!(out == again, "a worker's own memory answers as the store does");
+                    for _ in 0..2 {
+                        let (_, again) = world.handle(client, packet, second, &mut front);
+                        assert!(out == again, "a worker's own memory answers as the store does");
+                    }
                 }
                 Step::Drop(_) => assert!(
                     packet.len() < HEADER || u16_of(packet, 2) & flag::QR != 0,
@@ -219,7 +220,10 @@ fn check_reply(packet: &[u8], client: &Client, source: Source, out: &[u8]) {
     }
     if !client.allowed || query.is_transfer() || query.is_chaos() {
         assert_eq!(code, rcode::REFUSED);
-        assert!(out.len() <= packet.len(), "a refusal is no larger than its query");
+        assert!(
+            client.allowed || out.len() <= packet.len(),
+            "strangers' refusals are no larger than queries"
+        );
     } else if query.edns.is_some_and(|edns| edns.version != 0) {
         assert_eq!(code, rcode::BADVERS);
     } else {
