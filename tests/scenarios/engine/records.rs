@@ -22,7 +22,7 @@ fn octets(label: &str) -> Result<Vec<u8>, String> {
     for part in parts {
         let number = part.get(..3).and_then(|digits| digits.parse().ok());
         octets.push(number.ok_or_else(|| format!("`{label}`: write \\ and three digits"))?);
-        octets.extend(part[3..].as_bytes());
+        octets.extend(&part.as_bytes()[3..]);
     }
     Ok(octets)
 }
