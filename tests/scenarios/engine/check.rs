@@ -107,6 +107,7 @@ fn compare(what: &str, got: &[Record], wanted: &[Record], ordered: bool) -> Resu
 pub(crate) fn sent(seen: &Seen, before: Option<&Seen>, wanted: &str) -> Result<(), String> {
     let (header, edns) = (&seen.message.metadata, seen.message.edns.as_ref());
     let (key, value) = wanted.split_once('=').unwrap_or((wanted, ""));
+    let name = seen.message.queries[0].name.to_ascii();
     let holds = match key {
         "rd" => header.recursion_desired,
         "ad" => header.authentic_data,
@@ -125,10 +126,8 @@ pub(crate) fn sent(seen: &Seen, before: Option<&Seen>, wanted: &str) -> Result<(
             (before.way, before.message.metadata.id) == (seen.way, seen.message.metadata.id)
         }),
         "elsewhere" => before.is_some_and(|before| before.way != seen.way),
-        "mixed-case" => {
-            let name = seen.message.queries[0].name.to_ascii();
-            name != name.to_lowercase() && name != name.to_uppercase()
-        }
+        "lower-case" => name == name.to_lowercase(),
+        "mixed-case" => name != name.to_lowercase() && name != name.to_uppercase(),
         _ => return Err(format!("`{wanted}` is nothing to look for in a query")),
     };
     if holds { Ok(()) } else { Err(format!("not {wanted}: {}", seen.message)) }
