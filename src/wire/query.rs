@@ -190,7 +190,7 @@ pub fn write_header_only(packet: &[u8], rcode: u16, out: &mut Vec<u8>) {
     out.extend_from_slice(&packet[..2]);
     let asked = u16::from_be_bytes([packet[2], packet[3]]);
     out.extend([0; HEADER - 2]);
-    put_u16(out, 2, flag::QR | (asked & (flag::OPCODE | flag::RD)) | rcode);
+    put_u16(out, 2, flag::QR | flag::RA | (asked & (flag::OPCODE | flag::RD | flag::CD)) | rcode);
 }
 
 #[cfg(test)]
