@@ -136,7 +136,7 @@ struct Flight {
 }
 
 impl Flights {
-    /// None under way, with these bounds. Of the flights a [`ZONE_SHARE`] may come on top for each zone.
+    /// None under way, with these bounds. A zone that has few flights may always have a sixteenth of them on top.
     pub fn new(max_flights: usize, max_waiters: usize) -> Self {
         Self { flights: Mutex::default(), waiting: AtomicUsize::new(0), max_flights, max_waiters }
     }

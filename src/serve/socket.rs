@@ -83,3 +83,22 @@ pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::SockRef;
+    use std::net::TcpStream;
+
+    #[test]
+    fn an_accepted_client_has_small_buffers_in_the_kernel() {
+        let listener = tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert_eq!(accepted.send_buffer_size().unwrap(), 2 * CLIENT_BUFFER);
+        assert_eq!(accepted.recv_buffer_size().unwrap(), 2 * CLIENT_BUFFER);
+        assert!(accepted.tcp_nodelay().unwrap());
+    }
+}
