@@ -130,6 +130,8 @@ pub struct Pool {
     /// Counts recoveries: answers after failures. A failure remembered under an older number is void.
     generation: AtomicU64,
     failing: AtomicBool,
+    /// Good answers so far.
+    answers: AtomicU64,
 }
 
 impl Pool {
@@ -161,6 +163,7 @@ impl Pool {
             turn: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
             failing: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
         };
         pool.refresh(ours);
         Arc::new(pool)
@@ -230,6 +233,7 @@ impl Pool {
     /// A good answer came. After failures of transport that is a recovery, and voids what is remembered
     /// of them.
     pub fn answered(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
         if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
             self.generation.fetch_add(1, Ordering::Relaxed);
         }

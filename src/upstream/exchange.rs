@@ -48,6 +48,8 @@ pub(super) struct Asking<'a> {
     trial: bool,
     /// What a client is told if nothing better comes. A server's word says more than another one's silence.
     cause: Cause,
+    /// Good answers of the pool when it began.
+    answers_before: u64,
 }
 
 /// A try under way.
@@ -74,6 +76,7 @@ impl<'a> Asking<'a> {
             attempts: Vec::new(),
             trial: false,
             cause: Cause::NoServer,
+            answers_before: pool.answers.load(Ordering::Relaxed),
         }
     }
 
@@ -255,7 +258,8 @@ impl<'a> Asking<'a> {
         if !is_word(self.cause) || is_word(cause) {
             self.cause = cause;
         }
-        if !is_word(cause) {
+        // While others are answered it is this name that fails, and the next answer is no recovery.
+        if !is_word(cause) && self.pool.answers.load(Ordering::Relaxed) == self.answers_before {
             self.pool.failing.store(true, Ordering::Relaxed);
         }
     }

@@ -1,7 +1,7 @@
 //! One server: its connections, and UDP where that comes first.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use crate::wire::key::Key;
 use crate::wire::response::{Answer, Kind};
 use crate::wire::{HEADER, flag, name, rcode, u16_at};
 
+/// Seconds for which a server that does not know OPT is asked without. It may have been one bad moment, or
+/// the server may have learned it since.
+const PLAIN: u64 = 3600;
 /// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
 const CONNECT: Duration = Duration::from_millis(1500);
 /// Datagrams that did not match, after which the query goes by TCP: each is a guess at ID and port.
@@ -109,8 +112,9 @@ pub struct Server {
     /// Times from asking to the answer.
     pub durations: Histogram,
     settings: Arc<Settings>,
-    /// It answered FORMERR or NOTIMP to our OPT.
-    no_edns: AtomicBool,
+    /// Seconds since `started` until which it is asked without OPT, since it answered FORMERR or NOTIMP to ours.
+    plain_until: AtomicU64,
+    started: Instant,
     pool: Mutex<Vec<Arc<Connection>>>,
     opening: AtomicUsize,
     /// Queries being asked by UDP.
@@ -131,7 +135,8 @@ impl Server {
             health: Health::default(),
             durations: Histogram::default(),
             settings,
-            no_edns: AtomicBool::new(false),
+            plain_until: AtomicU64::new(0),
+            started: Instant::now(),
             pool: Mutex::default(),
             opening: AtomicUsize::new(0),
             udp_in_flight: AtomicUsize::new(0),
@@ -157,7 +162,8 @@ impl Server {
     /// # Errors
     /// Why there is no usable answer.
     pub async fn ask(self: &Arc<Self>, key: &Key, again: bool, sending: &Sending) -> Result<Answer, Cause> {
-        let edns_size = (!self.no_edns.load(Ordering::Relaxed)).then_some(self.settings.edns_size);
+        let now = self.started.elapsed().as_secs();
+        let edns_size = (self.plain_until.load(Ordering::Relaxed) <= now).then_some(self.settings.edns_size);
         let answer = self.ask_with(key, edns_size, again, sending).await?;
         let refused = matches!(answer.kind, Kind::Failure(rcode::FORMERR | rcode::NOTIMP));
         if edns_size.is_none() || !refused {
@@ -166,7 +172,7 @@ impl Server {
         // RFC 6891 §7: it may not know OPT.
         let plain = self.ask_with(key, None, false, sending).await?;
         if !matches!(plain.kind, Kind::Failure(_)) {
-            self.no_edns.store(true, Ordering::Relaxed);
+            self.plain_until.store(now + PLAIN, Ordering::Relaxed);
         }
         Ok(plain)
     }
