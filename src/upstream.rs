@@ -309,6 +309,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn queries_by_udp_come_from_ports_in_no_order() {
+        const QUERIES: usize = 64;
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let addr = server.local_addr().unwrap();
+        let seen = tokio::spawn(async move {
+            let (mut ports, mut buffer) = (Vec::new(), [0; 512]);
+            while ports.len() < QUERIES {
+                let (length, from) = server.recv_from(&mut buffer).await.unwrap();
+                ports.push(from.port());
+                buffer[2] |= 0x80;
+                server.send_to(&buffer[..length], from).await.unwrap();
+            }
+            ports
+        });
+        let pool = pool(vec![config::Server::Udp(addr)], Duration::from_secs(3));
+        for _ in 0..QUERIES {
+            assert!(pool.exchange(&key()).await.result.is_ok());
+        }
+        let ports = seen.await.unwrap();
+        let different: std::collections::HashSet<_> = ports.iter().collect();
+        assert!(different.len() > QUERIES * 9 / 10, "{ports:?}");
+        let next = ports.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 8).count();
+        assert!(next < QUERIES / 10, "{ports:?}");
+    }
+
+    #[tokio::test]
     async fn a_lost_datagram_is_not_in_flight_for_ever() {
         let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let servers = vec![config::Server::Udp(silent.local_addr().unwrap())];

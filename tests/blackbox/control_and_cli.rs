@@ -2,7 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use crate::support::{Agent, Upstream, ask, free_port, nodens};
+use hickory_proto::op::ResponseCode;
+
+use crate::support::{
+    Agent, Reaction, Upstream, address_reply, ask, datagram_reply, free_port, message, millis, nodens,
+    seconds, wait_until,
+};
 
 #[test]
 fn stats_as_json_is_an_object() {
@@ -172,8 +177,36 @@ fn sigusr1_logs_stats_and_the_agent_goes_on() {
     let agent = Agent::before(upstream.tcp());
     let before = agent.output().len();
     agent.signal("USR1");
-    crate::support::wait_until("a line is logged", crate::support::seconds(3), || {
-        agent.output().len() > before
-    });
+    wait_until("a line is logged", seconds(3), || agent.output().len() > before);
     assert_eq!(ask(agent.address, "www.example.", "A").answers.len(), 1);
+}
+
+#[test]
+fn queries_and_failures_leave_no_line_in_the_log() {
+    let upstream = Upstream::start(|query, _| {
+        let mut reply = address_reply(query, 300, "192.0.2.1");
+        match query.queries[0].name.to_ascii() {
+            owner if owner.starts_with("fails") => {
+                reply.metadata.response_code = ResponseCode::ServFail;
+                Reaction::Answer(reply)
+            }
+            owner if owner.starts_with("garbage") => {
+                let bytes = message(&reply);
+                Reaction::Bytes(vec![bytes[..bytes.len() - 2].to_vec()])
+            }
+            _ => Reaction::Answer(reply),
+        }
+    });
+    let agent = Agent::before(upstream.tcp());
+    wait_until("it is ready", seconds(12), || agent.admin.get("/ready").is_some_and(|(code, _)| code == 200));
+    let before = agent.output();
+    for n in 0..50 {
+        assert_eq!(ask(agent.address, "www.example.", "A").answers.len(), 1);
+        for kind in ["good", "fails", "garbage"] {
+            ask(agent.address, &format!("{kind}{n}.example."), "A");
+        }
+        assert_eq!(datagram_reply(agent.address, &[1; 13], millis(500)).map(|reply| reply.len()), Some(12));
+    }
+    assert_eq!(agent.output(), before);
+    assert!(!before.is_empty(), "the start is logged");
 }

@@ -1,14 +1,16 @@
 //! Hostile upstreams: what is held against a server or a connection, and what is not.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use hickory_proto::op::ResponseCode;
 
 use super::hostile_upstream_faults::{BAD, GOOD, Stage, case_of, flood, good_answer, server};
 use crate::support::{
-    Reaction, Step, Transport, Upstream, address_reply, edit, message, millis, seconds, wait_until,
+    Reaction, Step, Transport, Upstream, address_reply, edit, message, millis, query, seconds, wait_until,
 };
 
 #[test]
@@ -136,4 +138,34 @@ fn names_that_are_never_answered_do_not_take_the_room_of_others() {
             thread::sleep(millis(10));
         }
     });
+}
+
+#[test]
+fn ids_on_a_connection_are_unique_and_in_no_order() {
+    const QUERIES: usize = 800;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let ids = Arc::clone(&seen);
+    let upstream = Upstream::scripted(move |call| {
+        if call.query.queries[0].name.to_ascii().ends_with(".silent.example.") {
+            ids.lock().expect("ids").push((call.connection, call.query.metadata.id));
+            return Reaction::Drop;
+        }
+        good_answer(call.query)
+    });
+    let stage = Stage::set(&[upstream.tcp()], ", timeout: 20s, connections: { max: 1, in_flight: 1024 }");
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("client socket");
+    for n in 0..QUERIES {
+        let asked = message(&query(&format!("n{n}.silent.example."), "A"));
+        socket.send_to(&asked, stage.agent.address).expect("sent");
+        if n % 50 == 49 {
+            thread::sleep(millis(2)); // the receive buffer holds some 250 datagrams
+        }
+    }
+    wait_until("all are asked", seconds(5), || seen.lock().expect("ids").len() >= QUERIES);
+    let seen = seen.lock().expect("ids");
+    assert!(seen.iter().all(|(connection, _)| *connection == seen[0].0), "one connection");
+    let different: HashSet<u16> = seen.iter().map(|&(_, id)| id).collect();
+    assert_eq!(different.len(), seen.len(), "none was answered, so each ID is taken once");
+    let next = seen.windows(2).filter(|pair| pair[0].1.abs_diff(pair[1].1) < 16).count();
+    assert!(next < 10, "{next} of {} follow the one before", seen.len());
 }

@@ -1,7 +1,8 @@
 //! Clients by TCP: pipelining, order, closing, limits.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpStream};
 use std::thread;
 use std::time::Instant;
 
@@ -46,6 +47,49 @@ fn fifty_queries_in_one_write_are_all_answered() {
         let key = (reply.metadata.id, reply.queries[0].name.to_ascii());
         assert!(open.remove(&key), "{key:?} was asked, and is answered once");
     }
+}
+
+#[test]
+fn length_and_reply_come_in_one_segment() {
+    let upstream = Upstream::plain(300);
+    let agent = Agent::before(upstream.tcp());
+    let bytes = message(&query("one.example.", "A"));
+    let framed = [&u16::try_from(bytes.len()).expect("short").to_be_bytes(), &bytes[..]].concat();
+    let mut stream = TcpStream::connect(agent.address).expect("connected");
+    stream.set_read_timeout(Some(seconds(5))).expect("timeout");
+    let mut buffer = [0; 512];
+    // The first is asked for, the others are in the cache. Two writes would be two reads now and then.
+    for n in 0..200 {
+        stream.write_all(&framed).expect("sent");
+        let read = stream.read(&mut buffer).expect("a reply");
+        assert!(read > 2, "{read} octets of reply {n}");
+        assert_eq!(usize::from(u16::from_be_bytes([buffer[0], buffer[1]])), read - 2, "reply {n}");
+    }
+}
+
+#[test]
+fn queries_beyond_those_in_flight_wait_unread() {
+    let upstream = Upstream::start(|query, _| {
+        let reply = address_reply(query, 30, "192.0.2.1");
+        let is_held = query.queries[0].name.to_ascii().ends_with("held.example.");
+        if is_held { Reaction::Hold(reply) } else { Reaction::Answer(reply) }
+    });
+    let agent = with_limits(&upstream, "tcp_in_flight: 4");
+    let mut connection = Tcp::connect(agent.address);
+    connection.send_all(&(0..10).map(|n| query(&format!("n{n}.held.example."), "A")).collect::<Vec<_>>());
+    wait_until("four are asked", seconds(3), || upstream.count_below("held.example.") >= 4);
+    for n in 0..20 {
+        assert_eq!(ask_tcp(agent.address, &query(&format!("n{n}.example."), "A")).answers.len(), 1);
+    }
+    assert_eq!(agent.admin.metric("nodens_flights", &[]), Some(4.0), "no more of this client");
+    upstream.release();
+    let mut names = HashSet::new();
+    for _ in 0..10 {
+        let reply = connection.receive().expect("an answer for every query");
+        assert_eq!(reply.answers.len(), 1);
+        names.insert(reply.queries[0].name.to_ascii());
+    }
+    assert_eq!(names.len(), 10);
 }
 
 #[test]
