@@ -133,18 +133,11 @@ impl Resolver {
             }
         };
         slot.query(client.transport, client.ipv6, query.qtype);
-        let refusal = if !client.allowed || query.is_transfer() || query.is_chaos() {
-            Some(rcode::REFUSED)
-        } else if query.edns.is_some_and(|edns| edns.version > 0) {
-            Some(rcode::BADVERS)
-        } else {
-            None
-        };
-        if let Some(code) = refusal {
+        if let Some((code, error)) = refusal(client, &query) {
             self.metrics.no_zone.response(client.slot, Source::Local, code);
             // To tell a stranger our idle timeout takes more than asking for it did.
             let keepalive = client.ours.keepalive.filter(|_| client.allowed);
-            query.write_empty(code, &OurEdns { keepalive, ..client.ours }, None, out);
+            query.write_empty(code, &OurEdns { keepalive, ..client.ours }, error, out);
             return Step::Reply(Source::Local);
         }
         let mut key = KeyBuf::new(&query);
@@ -224,7 +217,7 @@ impl Resolver {
         out: &mut Vec<u8>,
     ) -> Step {
         if !query.recursion_desired() || self.echoes.is_one(key.name()) {
-            query.write_empty(rcode::REFUSED, &client.ours, None, out);
+            query.write_empty(rcode::REFUSED, &client.ours, Some(ExtendedError::Prohibited), out);
             zone.metrics.response(client.slot, Source::Local, rcode::REFUSED);
             return Step::Reply(Source::Local);
         }
@@ -279,4 +272,16 @@ impl Resolver {
             self.runtime.spawn(Arc::clone(self).fly(key, Arc::clone(zone), expired));
         }
     }
+}
+
+/// The RCODE that is all a client gets for a query that is not looked up, and its explanation.
+fn refusal(client: &Client, query: &Query<'_>) -> Option<(u16, Option<ExtendedError>)> {
+    if !client.allowed {
+        return Some((rcode::REFUSED, None)); // an explanation would make it larger than the query
+    }
+    if query.is_transfer() || query.is_chaos() {
+        return Some((rcode::REFUSED, Some(ExtendedError::Prohibited)));
+    }
+    let other_version = query.edns.is_some_and(|edns| edns.version > 0);
+    other_version.then_some((rcode::BADVERS, None))
 }
