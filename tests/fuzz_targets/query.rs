@@ -138,9 +138,9 @@ fn question(owner: &str) -> Message {
     message
 }
 
-/// Lets clients by UDP, by TCP and from outside send `packet`, and checks every reply. How the first of
-/// them was answered, if it was.
-pub(crate) fn check(packet: &[u8]) -> Option<Source> {
+/// Lets clients by UDP, by TCP and from outside send `packet`, and checks every reply. The sources of
+/// all replies.
+pub(crate) fn check(packet: &[u8]) -> Vec<Source> {
     let world = World::get();
     let udp = Client {
         slot: 0,
@@ -156,7 +156,7 @@ pub(crate) fn check(packet: &[u8]) -> Option<Source> {
         Client { transport: Transport::Tcp, ours: tcp, ..udp },
         Client { allowed: false, ..udp },
     ];
-    let mut first = None;
+    let mut sources = Vec::new();
     // A new one for each packet, so that a finding needs nothing but its own packet.
     let mut front = Front::new();
     for second in TIMES {
@@ -164,7 +164,7 @@ pub(crate) fn check(packet: &[u8]) -> Option<Source> {
             let (step, out) = world.handle(client, packet, second, &mut Front::none());
             match step {
                 Step::Reply(source) => {
-                    first = first.or(Some(source));
+                    sources.push(source);
                     check_reply(packet, client, source, &out);
                     for _ in 0..2 {
                         let (_, again) = world.handle(client, packet, second, &mut front);
@@ -182,7 +182,7 @@ pub(crate) fn check(packet: &[u8]) -> Option<Source> {
             }
         }
     }
-    first
+    sources
 }
 
 fn check_reply(packet: &[u8], client: &Client, source: Source, out: &[u8]) {
