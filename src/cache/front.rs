@@ -89,7 +89,7 @@ impl Default for Front {
 impl Slot {
     /// Whether it holds what `key` asks for, still fresh and not used too often.
     fn serves(&mut self, key: &KeyBuf, now: Instant) -> bool {
-        self.uses += 1;
+        self.uses = self.uses.saturating_add(1); // by other keys in this place as well
         let name = key.name();
         self.uses < USES
             && self.prefix == *key.prefix()
@@ -158,6 +158,19 @@ mod tests {
                 assert_eq!(right, index < 5, "round {round}, key {index}");
             }
         }
+    }
+
+    #[test]
+    fn a_missing_key_in_the_place_of_another_may_be_asked_for_ever() {
+        let (cache, now) = (Cache::new(1 << 20), Instant::now());
+        let mut front = Front::with(1);
+        let name = key(b"\x01n\x00", 0);
+        cache.store(name.to_key(), entry(&name.to_key(), 1, 10, now));
+        assert!(front.lookup(&cache, &name, now).is_some());
+        for _ in 0..300 {
+            assert!(front.lookup(&cache, &key(b"\x01m\x00", 0), now).is_none());
+        }
+        assert!(front.lookup(&cache, &name, now).is_some());
     }
 
     #[test]

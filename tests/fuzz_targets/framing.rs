@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use nodens::upstream::connection::{Acknowledge, Connection};
+use nodens::upstream::connection::Connection;
 use nodens::upstream::server::Counts;
+use nodens::upstream::transport::{Link, Reader};
 use nodens::wire::frame::{self, Frames};
 use nodens::wire::key::{Key, KeyBuf};
 use nodens::wire::query::Query;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, duplex, split};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 /// Names asked on the upstream's connection.
 const NAMES: [&[u8]; 3] = [b"\x01a\x00", b"\x01b\x00", b"\x00"];
@@ -66,9 +67,9 @@ pub(crate) fn check(input: &[u8]) -> usize {
     messages.len()
 }
 
-struct Reader(ReadHalf<DuplexStream>);
+struct Half(ReadHalf<DuplexStream>);
 
-impl AsyncRead for Reader {
+impl AsyncRead for Half {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -78,9 +79,7 @@ impl AsyncRead for Reader {
     }
 }
 
-impl Acknowledge for Reader {
-    fn acknowledge(&self) {}
-}
+impl Reader for Half {}
 
 fn key(name: &[u8]) -> Key {
     KeyBuf::new(&Query { id: 0, flags: 0, name, qtype: 1, qclass: 1, edns: None }).to_key()
@@ -98,9 +97,9 @@ fn read_as_upstream(pieces: &[&[u8]]) {
             let (ours, mut peer) = duplex(2 * LARGEST);
             let (reader, writer) = split(ours);
             let retire_at = tokio::time::Instant::now() + Duration::from_secs(3600);
-            let streams = (Reader(reader), writer);
-            let connection =
-                Connection::start(streams, retire_at, Arc::new(Notify::new()), Arc::new(Counts::default()));
+            let link = Link { reader: Box::new(Half(reader)), writer: Box::new(writer) };
+            let (room, counts) = (Arc::new(Notify::new()), Arc::new(Counts::default()));
+            let connection = Connection::start(link, retire_at, room, counts, mpsc::channel(1).0);
             let waiting = NAMES.map(|name| connection.ask(key(name), None));
             let ids = queries(&mut peer).await;
 
@@ -156,16 +155,26 @@ fn with_ids(pieces: &[&[u8]], ids: &HashMap<&'static [u8], [u8; 2]>) -> Vec<Vec<
     pieces.iter().map(cut).collect()
 }
 
-/// What a reader of the whole stream takes for each name: the first answer, up to a message without an ID.
+/// Messages in a row that answer nothing, which a connection bears.
+const STRANGERS: usize = 64;
+
+/// What a reader of the whole stream takes for each name: the first answer, up to a message without an ID
+/// or one stranger too many.
 fn answers(stream: &[u8], ids: &HashMap<&'static [u8], [u8; 2]>) -> HashMap<&'static [u8], Vec<u8>> {
     let mut answers = HashMap::new();
+    let mut strangers = 0;
     for message in Frames::new(stream) {
         let Some(id) = message.first_chunk::<2>() else { break };
+        strangers += 1;
         let of_id = ids.iter().find(|&(name, known)| known == id && !answers.contains_key(name));
         if let Some((&name, _)) = of_id
             && key(name).is_answered_by(message)
         {
             answers.insert(name, message.to_vec());
+            strangers = 0;
+        }
+        if strangers > STRANGERS {
+            break;
         }
     }
     answers

@@ -86,7 +86,7 @@ impl World {
         let view = self.resolver.view();
         let zone = view.zone_of(&name("f.test.")).expect("the zone");
         let minute = Duration::from_secs(60);
-        let times = Times { servfail: minute, servfail_max: minute, ..zone.failure_times(false) };
+        let times = Times { servfail: minute, servfail_max: minute, ..zone.times };
         let key = self.key(&question("f.test."));
         self.resolver.failures.store(
             &key,
