@@ -133,14 +133,7 @@ impl Resolver {
             }
         };
         slot.query(client.transport, client.ipv6, query.qtype);
-        let refusal = if !client.allowed || query.is_transfer() || query.is_chaos() {
-            Some(rcode::REFUSED)
-        } else if query.edns.is_some_and(|edns| edns.version > 0) {
-            Some(rcode::BADVERS)
-        } else {
-            None
-        };
-        if let Some(code) = refusal {
+        if let Some(code) = refusal(client, &query) {
             self.metrics.no_zone.response(client.slot, Source::Local, code);
             // To tell a stranger our idle timeout takes more than asking for it did.
             let keepalive = client.ours.keepalive.filter(|_| client.allowed);
@@ -278,5 +271,16 @@ impl Resolver {
         if self.flights.open(&key) {
             self.runtime.spawn(Arc::clone(self).fly(key, Arc::clone(zone), expired));
         }
+    }
+}
+
+/// The RCODE for a query that is not looked up.
+fn refusal(client: &Client, query: &Query<'_>) -> Option<u16> {
+    if !client.allowed || query.is_transfer() || query.is_chaos() {
+        Some(rcode::REFUSED)
+    } else if query.edns.is_some_and(|edns| edns.version > 0) {
+        Some(rcode::BADVERS)
+    } else {
+        None
     }
 }
