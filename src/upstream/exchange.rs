@@ -236,12 +236,11 @@ impl<'a> Asking<'a> {
     /// point in waiting. A server that keeps being overtaken is passed over in the end, like one that fails.
     fn give_up(&mut self, answered: Option<usize>) {
         for open in std::mem::take(&mut self.open) {
-            if open.overdue || open.started.elapsed() >= PATIENCE {
-                if Some(open.server) != answered && !self.failed[open.server] {
-                    self.servers[open.server].health.failed(clock::now());
-                }
-                self.write_down(&open, Some(Cause::Timeout));
+            let was_slow = open.overdue || open.started.elapsed() >= PATIENCE;
+            if was_slow && Some(open.server) != answered && !self.failed[open.server] {
+                self.servers[open.server].health.failed(clock::now());
             }
+            self.write_down(&open, Some(if was_slow { Cause::Timeout } else { Cause::GivenUp }));
         }
     }
 

@@ -66,6 +66,13 @@ async fn run(text: &str, end: &str, timeout: Duration, asked: usize) -> Result<(
         same("queries in flight", left, 0)
     };
     is_empty(&world)?;
+    // More can be counted than came: what was on a connection that broke.
+    let counted: u64 =
+        world.resolver.view().zones[0].requests().iter().map(|requests| requests.udp + requests.tcp).sum();
+    let seen = world.servers.seen(|_| true).len() as u64;
+    if counted < seen {
+        return Err(format!("{seen} queries upstream, but {counted} are counted"));
+    }
     same("open streams", world.servers.streams().1, 0)?;
     world.servers.forget();
     let end = script::parse(&format!("scenario end\n  As above.\n{end}"))?.pop().ok_or("no end")?;
