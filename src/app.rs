@@ -39,6 +39,9 @@ const LATE: usize = 256;
 /// How often idle connections are closed and watched files are looked at.
 pub const TICK: Duration = Duration::from_secs(1);
 
+/// A worker's thread, and its sign of life.
+type Thread = (JoinHandle<()>, Arc<Pulse>);
+
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -126,31 +129,8 @@ impl Agent {
         let (stop_tasks, stopping) = watch::channel(false);
         let stop_workers = Arc::new(AtomicBool::new(false));
         let clients = Clients::new(config.limits.clone());
-        let (mut workers, mut pulses) = (Vec::new(), Vec::new());
-        for Listeners { udp, tcp, addr } in sockets {
-            for (slot, socket) in udp.into_iter().enumerate() {
-                let pulse = Arc::new(Pulse::new());
-                pulses.push(Arc::clone(&pulse));
-                let worker = Worker {
-                    socket: Arc::new(socket),
-                    addr,
-                    slot,
-                    pulse,
-                    resolver: Arc::clone(&resolver),
-                    stop: Arc::clone(&stop_workers),
-                };
-                let thread = std::thread::Builder::new().name(format!("udp-{slot}"));
-                workers.push(thread.spawn(move || worker.run())?);
-            }
-            let listener = Listener {
-                socket: tokio::net::TcpListener::from_std(tcp)?,
-                addr,
-                resolver: Arc::clone(&resolver),
-                clients: Arc::clone(&clients),
-                stop: stopping.clone(),
-            };
-            tokio::spawn(listener.run());
-        }
+        let threads = serve(sockets, &resolver, &clients, &stop_workers, &stopping)?;
+        let (workers, pulses) = threads.into_iter().unzip();
         let readiness = Arc::new(Readiness::new(pulses));
         let admin = Admin { resolver: Arc::clone(&resolver), readiness: Arc::clone(&readiness), prometheus };
         let admin = admin::listen(config.admin, Arc::new(admin))?;
@@ -275,6 +255,41 @@ impl Agent {
         let _ = std::fs::remove_file(&self.config.control);
         tracing::info!(unanswered = left, "ended");
     }
+}
+
+/// Starts what answers on these sockets: threads for UDP, and a task for the TCP clients of each address.
+fn serve(
+    sockets: Vec<Listeners>,
+    resolver: &Arc<Resolver>,
+    clients: &Arc<Clients>,
+    stop_workers: &Arc<AtomicBool>,
+    stopping: &watch::Receiver<bool>,
+) -> io::Result<Vec<Thread>> {
+    let mut threads = Vec::new();
+    for Listeners { udp, tcp, addr } in sockets {
+        for (slot, socket) in udp.into_iter().enumerate() {
+            let pulse = Arc::new(Pulse::new());
+            let worker = Worker {
+                socket: Arc::new(socket),
+                addr,
+                slot,
+                pulse: Arc::clone(&pulse),
+                resolver: Arc::clone(resolver),
+                stop: Arc::clone(stop_workers),
+            };
+            let thread = std::thread::Builder::new().name(format!("udp-{slot}"));
+            threads.push((thread.spawn(move || worker.run())?, pulse));
+        }
+        let listener = Listener {
+            socket: tokio::net::TcpListener::from_std(tcp)?,
+            addr,
+            resolver: Arc::clone(resolver),
+            clients: Arc::clone(clients),
+            stop: stopping.clone(),
+        };
+        tokio::spawn(listener.run());
+    }
+    Ok(threads)
 }
 
 /// Asks each server of each pool once whether it leads back here, for the first zone that the pool serves.

@@ -42,12 +42,23 @@ pub enum Cause {
     Rcode(u16),
     /// There is nobody to ask.
     NoServer,
+    /// It had time left, but another try has decided.
+    GivenUp,
 }
 
 impl Cause {
     /// The labels of all causes in metrics and traces.
-    pub const LABELS: [&'static str; 8] =
-        ["connect", "closed", "timeout", "malformed", "servfail", "refused", "rcode", "no_server"];
+    pub const LABELS: [&'static str; 9] = [
+        "connect",
+        "closed",
+        "timeout",
+        "malformed",
+        "servfail",
+        "refused",
+        "rcode",
+        "no_server",
+        "given_up",
+    ];
 
     /// Its place among the labels.
     pub fn index(self) -> usize {
@@ -60,6 +71,7 @@ impl Cause {
             Self::Rcode(rcode::REFUSED) => 5,
             Self::Rcode(_) => 6,
             Self::NoServer => 7,
+            Self::GivenUp => 8,
         }
     }
 

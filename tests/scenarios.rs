@@ -8,6 +8,8 @@
 mod check;
 #[path = "scenarios/engine/network.rs"]
 mod network;
+#[path = "scenarios/engine/random.rs"]
+mod random;
 #[path = "scenarios/engine/records.rs"]
 mod records;
 #[path = "scenarios/engine/saying.rs"]
@@ -57,6 +59,12 @@ fn main() -> ExitCode {
                 trials.push(Trial::test(format!("{stem}::can_be_read"), move || Err(error.into())));
             }
         }
+    }
+    let seeds: u64 = std::env::var("SCENARIO_SEEDS").map_or(200, |seeds| seeds.parse().expect("a number"));
+    for first in (0..seeds).step_by(25) {
+        trials.push(Trial::test(format!("random::seeds_from_{first}"), move || {
+            (first..seeds.min(first + 25)).try_for_each(random::play).map_err(Into::into)
+        }));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

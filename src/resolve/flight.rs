@@ -58,7 +58,14 @@ pub trait Outlet: std::fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub enum ReplyTo {
     /// A datagram from the socket on which the query came.
-    Udp(Arc<UdpSocket>, SocketAddr),
+    Udp {
+        /// That socket.
+        socket: Arc<UdpSocket>,
+        /// Its address.
+        ours: SocketAddr,
+        /// The client's.
+        peer: SocketAddr,
+    },
     /// A TCP client.
     Stream(Arc<dyn Outlet>),
     /// Somebody who wants to know how it came about.
@@ -69,7 +76,7 @@ impl ReplyTo {
     /// Sends a message. False if it was lost: a full socket buffer, or a client that has gone.
     pub fn send(self, message: &[u8], attempts: &[Attempt]) -> bool {
         match self {
-            Self::Udp(socket, peer) => {
+            Self::Udp { socket, peer, .. } => {
                 let socket = SockRef::from(&*socket);
                 socket.send_to_with_flags(message, &peer.into(), libc::MSG_DONTWAIT).is_ok()
             }
@@ -78,6 +85,9 @@ impl ReplyTo {
         }
     }
 }
+
+/// Our address, the client's, and its query's ID.
+type Identity = (SocketAddr, SocketAddr, u16);
 
 /// A client that waits for a flight.
 #[derive(Debug)]
@@ -89,10 +99,11 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// What makes a repeated datagram the same waiter.
-    fn identity(&self) -> Option<(SocketAddr, u16)> {
+    /// What makes a repeated datagram the same waiter. A client that asks at two of our addresses awaits an
+    /// answer from each.
+    fn identity(&self) -> Option<Identity> {
         match &self.to {
-            ReplyTo::Udp(_, peer) => Some((*peer, self.asked.id)),
+            ReplyTo::Udp { ours, peer, .. } => Some((*ours, *peer, self.asked.id)),
             _ => None,
         }
     }
@@ -131,7 +142,7 @@ struct Underway {
 struct Flight {
     waiters: Vec<Waiter>,
     /// Filled from the second waiter on.
-    seen: HashSet<(SocketAddr, u16), ahash::RandomState>,
+    seen: HashSet<Identity, ahash::RandomState>,
     late: bool,
 }
 
@@ -290,7 +301,9 @@ mod tests {
     fn waiter(socket: &Arc<UdpSocket>, port: u16, id: u16) -> Waiter {
         let ours = OurEdns { size: 1232, keepalive: None };
         let asked = Asked::new(&query(id), ours, Instant::now());
-        Waiter { asked, to: ReplyTo::Udp(Arc::clone(socket), ([127, 0, 0, 1], port).into()) }
+        let ours = ([127, 0, 0, 53], 53).into();
+        let peer = ([127, 0, 0, 1], port).into();
+        Waiter { asked, to: ReplyTo::Udp { socket: Arc::clone(socket), ours, peer } }
     }
 
     #[test]
@@ -305,6 +318,21 @@ mod tests {
         assert!(!flights.open(&key(1)));
         assert_eq!(flights.land(&key(1)).len(), 3);
         assert_eq!((flights.len(), flights.waiting()), (0, 0));
+    }
+
+    /// musl sends one datagram, from one port and under one ID, to each server in resolv.conf.
+    #[test]
+    fn a_client_that_asks_at_two_of_our_addresses_has_an_answer_from_each() {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let flights = Flights::new(10, 10);
+        for at in [1, 2, 1, 2] {
+            let mut waiter = waiter(&socket, 9, 1);
+            if let ReplyTo::Udp { ours, .. } = &mut waiter.to {
+                *ours = ([127, 0, 0, at], 53).into();
+            }
+            flights.join(&key(1), waiter, true);
+        }
+        assert_eq!(flights.land(&key(1)).len(), 2);
     }
 
     #[test]

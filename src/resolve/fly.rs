@@ -187,6 +187,8 @@ fn failure_answer(cause: upstream::Cause) -> (u16, ExtendedError) {
     match cause {
         Of::Connect | Of::Timeout | Of::NoServer => (rcode::SERVFAIL, ExtendedError::NoReachableAuthority),
         Of::Rcode(rcode::REFUSED) => (rcode::REFUSED, ExtendedError::Prohibited),
-        Of::Closed | Of::Malformed | Of::Rcode(_) => (rcode::SERVFAIL, ExtendedError::NetworkError),
+        Of::Closed | Of::Malformed | Of::GivenUp | Of::Rcode(_) => {
+            (rcode::SERVFAIL, ExtendedError::NetworkError)
+        }
     }
 }

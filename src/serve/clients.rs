@@ -210,6 +210,9 @@ impl Connected {
 impl Outlet for Connected {
     fn deliver(&self, message: &[u8]) -> bool {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if self.replies.is_closed() {
+            return false; // it has left, and nobody has to make room for it
+        }
         if !self.hold(message.len()) {
             // An answer is lost, and the client must see that: it is closed.
             self.dismissed.store(true, Ordering::Relaxed);
@@ -218,7 +221,7 @@ impl Outlet for Connected {
         }
         let sent = self.replies.send(message.to_vec()).is_ok();
         if !sent {
-            self.release(message.len()); // it has left
+            self.release(message.len());
         }
         sent
     }
@@ -349,5 +352,18 @@ mod tests {
         assert!(!client.deliver(b"late"));
         assert_eq!(clients.buffered.load(Ordering::Relaxed), 0);
         assert!(!client.is_waiting());
+    }
+
+    #[test]
+    fn an_answer_for_a_client_that_has_left_closes_nobody_else() {
+        let clients = clients(3, 3);
+        let large = admit(&clients, 1, 1).unwrap();
+        assert!(large.client.hold(BUFFERED));
+        let (gone, ready) = clients.admit(ip(2)).unwrap();
+        let client = Arc::clone(&gone.client);
+        drop((gone, ready));
+        client.waits();
+        assert!(!client.deliver(&[0; 2 * OWN]));
+        assert!(!has_to_go(&large));
     }
 }

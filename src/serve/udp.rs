@@ -134,7 +134,8 @@ impl Worker {
             }
             Step::Drop(why) => metrics.dropped(why),
             Step::Wait(miss) => {
-                self.resolver.wait(miss, ReplyTo::Udp(Arc::clone(&self.socket), addr));
+                let (socket, ours) = (Arc::clone(&self.socket), self.addr);
+                self.resolver.wait(miss, ReplyTo::Udp { socket, ours, peer: addr });
             }
         }
         None

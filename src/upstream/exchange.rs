@@ -44,8 +44,8 @@ pub(super) struct Asking<'a> {
     /// The tries behind `running`.
     open: Vec<Try>,
     attempts: Vec<Attempt>,
-    /// A server has just been put to the trial.
-    trial: bool,
+    /// When the last try counts as slow.
+    slow_at: Instant,
     /// What a client is told if nothing better comes. A server's word says more than another one's silence.
     cause: Cause,
     /// Good answers of the pool when it began.
@@ -74,26 +74,27 @@ impl<'a> Asking<'a> {
             running: FuturesUnordered::new(),
             open: Vec::new(),
             attempts: Vec::new(),
-            trial: false,
+            slow_at: Instant::now(),
             cause: Cause::NoServer,
             answers_before: pool.answers.load(Ordering::Relaxed),
         }
     }
 
     pub(super) async fn run(mut self) -> Exchange {
-        let started = Instant::now();
-        let deadline = started + self.pool.definition.timeout;
-        let timer = tokio::time::sleep_until(deadline.min(started + PATIENCE));
+        let deadline = Instant::now() + self.pool.definition.timeout;
+        let timer = tokio::time::sleep_until(deadline);
         tokio::pin!(timer);
         loop {
             if !self.is_promising() && !self.go_on() {
                 self.give_up(None);
                 return Exchange { result: Err(self.cause), attempts: self.attempts };
             }
-            if std::mem::take(&mut self.trial) {
-                timer.as_mut().reset(deadline.min(Instant::now() + TRIAL));
+            let due = deadline.min(self.slow_at);
+            if timer.deadline() != due {
+                timer.as_mut().reset(due);
             }
             tokio::select! {
+                biased; // an answer that is there counts, even if the deadline has come meanwhile
                 Some((number, result)) = self.running.next() => {
                     if let Some(answer) = self.ended(number, result) {
                         return Exchange { result: Ok(answer), attempts: self.attempts };
@@ -108,7 +109,6 @@ impl<'a> Asking<'a> {
                         return Exchange { result: Err(self.cause), attempts: self.attempts };
                     }
                     self.is_slow();
-                    timer.as_mut().reset(deadline.min(Instant::now() + PATIENCE));
                 }
             }
         }
@@ -132,6 +132,7 @@ impl<'a> Asking<'a> {
 
     /// No answer for a while.
     fn is_slow(&mut self) {
+        self.slow_at = Instant::now() + PATIENCE;
         let [running] = &mut *self.open else { return };
         running.overdue = true;
         let (current, sending) = (running.server, Arc::clone(&running.sending));
@@ -170,7 +171,8 @@ impl<'a> Asking<'a> {
         self.tries[index] += 1;
         let was_passed_over = self.servers[index].health.tried(now);
         let works = |(other, server): (usize, &Arc<Server>)| other != index && !server.health.is_ejected(now);
-        self.trial = was_passed_over && self.servers.iter().enumerate().any(works);
+        let is_trial = was_passed_over && self.servers.iter().enumerate().any(works);
+        self.slow_at = Instant::now() + if is_trial { TRIAL } else { PATIENCE };
         Some(index)
     }
 
@@ -234,12 +236,11 @@ impl<'a> Asking<'a> {
     /// point in waiting. A server that keeps being overtaken is passed over in the end, like one that fails.
     fn give_up(&mut self, answered: Option<usize>) {
         for open in std::mem::take(&mut self.open) {
-            if open.overdue || open.started.elapsed() >= PATIENCE {
-                if Some(open.server) != answered && !self.failed[open.server] {
-                    self.servers[open.server].health.failed(clock::now());
-                }
-                self.write_down(&open, Some(Cause::Timeout));
+            let was_slow = open.overdue || open.started.elapsed() >= PATIENCE;
+            if was_slow && Some(open.server) != answered && !self.failed[open.server] {
+                self.servers[open.server].health.failed(clock::now());
             }
+            self.write_down(&open, Some(if was_slow { Cause::Timeout } else { Cause::GivenUp }));
         }
     }
 

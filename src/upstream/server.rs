@@ -23,6 +23,9 @@ use crate::wire::{HEADER, flag, name, rcode, u16_at};
 const PLAIN: u64 = 3600;
 /// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
 const CONNECT: Duration = Duration::from_millis(1500);
+/// A connection that has answered none of its queries for so long is the last choice for another: it may be dead,
+/// or its server be waiting for one answer before it looks for the next.
+const STALLED: Duration = Duration::from_millis(500);
 /// Datagrams that did not match, after which the query goes by TCP: each is a guess at ID and port.
 const STRANGERS: usize = 64;
 
@@ -252,9 +255,9 @@ impl Server {
         }
     }
 
-    /// The connection with the fewest unanswered queries. While all are busy another one is opened
-    /// beside them, up to the bound: CoreDNS answers the queries of one connection one by one.
-    /// With `fresh` it is that other one, as long as the bound allows it.
+    /// The connection with the fewest unanswered queries, those last that bring nothing at all. While all are
+    /// busy another one is opened beside them, up to the bound: CoreDNS answers the queries of one connection
+    /// one by one. With `fresh` it is that other one, as long as the bound allows it.
     async fn connection(self: &Arc<Self>, fresh: bool) -> Result<Arc<Connection>, Cause> {
         loop {
             let room = self.room.notified();
@@ -262,7 +265,9 @@ impl Server {
             {
                 let pool = self.connections();
                 let has_room = |of: &&Arc<Connection>| of.in_flight() < self.settings.connections.in_flight;
-                let best = pool.iter().filter(has_room).min_by_key(|connection| connection.unanswered());
+                let now = Instant::now();
+                let cost = |of: &&Arc<Connection>| (of.is_stuck(now, STALLED), of.unanswered());
+                let best = pool.iter().filter(has_room).min_by_key(cost);
                 let load = best.map_or(usize::MAX, |best| best.unanswered());
                 let may_open =
                     pool.len() + self.opening.load(Ordering::Relaxed) < self.settings.connections.max;

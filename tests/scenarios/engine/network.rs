@@ -112,6 +112,11 @@ impl Servers {
         state.rules.push(Rule { of, left, saying });
     }
 
+    /// Nothing is said any more.
+    pub(crate) fn forget(&self) {
+        self.state().rules.clear();
+    }
+
     pub(crate) fn reach(&self, server: SocketAddr, reachable: Reachable) {
         self.state().reachable.insert(server, reachable);
     }

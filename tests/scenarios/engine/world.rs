@@ -2,6 +2,7 @@
 //! and under a clock that moves only when all is quiet.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use crate::script::{Ask, Expect, Nothing, Scenario, Step};
 /// No reply takes longer: the deadline of a query is 4 s unless a scenario sets another.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Timers of the runtime are exact to a millisecond, and a reply may need several of them.
-const TOLERANCE: Duration = Duration::from_millis(4);
+pub(crate) const TOLERANCE: Duration = Duration::from_millis(4);
 /// How often the agent tidies its pools.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -42,8 +43,7 @@ type Came = (Vec<u8>, Instant, Counts);
 
 /// Plays it from the first step to the last.
 pub(crate) fn play(scenario: &Scenario) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.expect("a runtime").block_on(async {
+    quietly(async {
         let mut world = World::new(scenario)?;
         for (line, step) in &scenario.steps {
             world.step(step).await.map_err(|error| format!("{line}: {}: {error}", scenario.name))?;
@@ -55,31 +55,38 @@ pub(crate) fn play(scenario: &Scenario) -> Result<(), String> {
     })
 }
 
-struct World {
-    servers: Servers,
-    resolver: Arc<Resolver>,
+/// Runs it under a clock that moves only when all is quiet.
+pub(crate) fn quietly<T>(story: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(story)
+}
+
+pub(crate) struct World {
+    pub(crate) servers: Servers,
+    pub(crate) resolver: Arc<Resolver>,
     edns_size: u16,
-    asked: HashMap<String, Asked>,
+    pub(crate) asked: HashMap<String, Asked>,
 }
 
 /// A query, and what has come back.
-struct Asked {
+pub(crate) struct Asked {
     id: Option<u16>,
     /// As far as it can be read.
-    query: Option<Message>,
-    at: Instant,
+    pub(crate) query: Option<Message>,
+    pub(crate) at: Instant,
     counts: Counts,
-    reply: Arc<Reply>,
+    pub(crate) reply: Arc<Reply>,
 }
 
 #[derive(Default)]
-struct Reply {
+pub(crate) struct Reply {
     came: Mutex<Option<Came>>,
+    count: AtomicUsize,
     news: Notify,
 }
 
 impl World {
-    fn new(scenario: &Scenario) -> Result<Self, String> {
+    pub(crate) fn new(scenario: &Scenario) -> Result<Self, String> {
         let config: Config = file::parse(&scenario.config, "config")
             .map_err(|error| format!("0: {}: {error}", scenario.name))?;
         let servers = Servers::default();
@@ -109,7 +116,7 @@ impl World {
         Ok(Self { servers, resolver, edns_size: config.edns_size, asked: HashMap::new() })
     }
 
-    async fn step(&mut self, step: &Step) -> Result<(), String> {
+    pub(crate) async fn step(&mut self, step: &Step) -> Result<(), String> {
         match step {
             Step::On(of, left, saying) => self.servers.teach(of.clone(), *left, Saying::clone(saying)),
             Step::Server(server, reachable) => self.servers.reach(*server, *reachable),
@@ -265,10 +272,16 @@ impl Reply {
         let counts = World::counts(resolver);
         let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
         *came = Some((bytes, Instant::now(), counts));
+        self.count.fetch_add(1, Ordering::Relaxed);
         self.news.notify_one();
     }
 
-    fn came(&self) -> Option<Came> {
+    /// Replies that came.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn came(&self) -> Option<Came> {
         self.came.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
