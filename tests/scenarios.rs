@@ -18,6 +18,8 @@ mod saying;
 mod script;
 #[path = "scenarios/engine/world.rs"]
 mod world;
+#[path = "scenarios/engine/wrong.rs"]
+mod wrong;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,7 +36,8 @@ fn main() -> ExitCode {
         .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
         .collect();
     files.sort();
-    let mut trials = Vec::new();
+    let mut trials =
+        vec![Trial::test("engine::wrong_scenarios_fail", || wrong::all_fail().map_err(Into::into))];
     let mut names = BTreeSet::new();
     for file in files {
         let text = fs::read_to_string(&file).expect("a readable file");

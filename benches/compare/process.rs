@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -10,6 +11,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::sys;
+
+/// A port that is free for both UDP and TCP, until someone else takes it.
+pub(crate) fn free_address() -> Result<SocketAddr> {
+    for _ in 0..100 {
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        if UdpSocket::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no free port")
+}
 
 /// A child process and those that it forks. They end when this is dropped.
 pub(crate) struct Process {

@@ -4,7 +4,7 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::echo;
 use crate::mix::{Inputs, KNOWN_NAME, Question};
-use crate::process::Process;
+use crate::process::{Process, free_address};
 use crate::tuned;
 
 /// How long a server may take until it answers.
@@ -174,17 +174,6 @@ fn client(server: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.connect(server)?;
     Ok(socket)
-}
-
-/// A port that is free for both UDP and TCP, until someone else takes it.
-fn free_address() -> Result<SocketAddr> {
-    for _ in 0..100 {
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        if UdpSocket::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    bail!("no free port")
 }
 
 /// The authoritative server behind all others, the inputs, and a place for files.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::cgroup::Cgroup;
 use crate::packet;
-use crate::process::Process;
+use crate::process::{Process, free_address};
 
 /// How long it may take to its first answer.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -25,17 +25,6 @@ pub(crate) struct Agent {
     pub(crate) group: Cgroup,
     pub(crate) address: SocketAddr,
     admin: SocketAddr,
-}
-
-/// A port that is free for both UDP and TCP, until someone else takes it.
-fn free_address() -> Result<SocketAddr> {
-    for _ in 0..100 {
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        if UdpSocket::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    bail!("no free port")
 }
 
 impl Agent {

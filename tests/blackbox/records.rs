@@ -104,13 +104,16 @@ fn a_cname_stays_in_front_of_the_addresses_it_leads_to() {
 #[test]
 fn endpoints_of_a_headless_service_are_rotated() {
     with_node(|agent| {
+        let printed = dig(agent.address, &["nginx.default.svc.cluster.local", "A"]);
+        let all: HashSet<_> = printed.data("A").into_iter().map(str::to_owned).collect();
+        assert_eq!(all.len(), 4, "{}", printed.text);
         let mut first = HashSet::new();
-        for _ in 0..40 {
-            let printed = dig(agent.address, &["nginx.default.svc.cluster.local", "A"]);
-            let addresses = printed.data("A");
-            let distinct: HashSet<_> = addresses.iter().collect();
-            assert_eq!((addresses.len(), distinct.len()), (4, 4), "{}", printed.text);
-            first.insert(addresses[0].to_owned());
+        for _ in 0..60 {
+            let reply = ask(agent.address, "nginx.default.svc.cluster.local.", "A");
+            let addresses: Vec<_> = reply.answers.iter().map(|record| record.data.to_string()).collect();
+            assert_eq!(addresses.iter().cloned().collect::<HashSet<_>>(), all, "{reply}");
+            assert_eq!(addresses.len(), 4, "{reply}");
+            first.extend(addresses.into_iter().next());
         }
         assert_eq!(first.len(), 4, "only these ever came first: {first:?}");
     });

@@ -2,16 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-/// Header flags.
-pub(crate) mod flag {
-    pub(crate) const AA: u16 = 0x0400;
-    pub(crate) const TC: u16 = 0x0200;
-    pub(crate) const RD: u16 = 0x0100;
-    pub(crate) const RA: u16 = 0x0080;
-    pub(crate) const Z: u16 = 0x0040;
-    pub(crate) const AD: u16 = 0x0020;
-    pub(crate) const CD: u16 = 0x0010;
-}
+pub(crate) use crate::support::edit::flag;
 
 /// An OPT: of a query as it is sent, of a reply as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -122,7 +122,7 @@ fn opt_is_our_own(pair: &Pair<'_>) -> bool {
         return pair.query.opt.is_none() && pair.ours.opt.is_none();
     };
     let known = |(code, content): &(u16, Vec<u8>)| match code {
-        // RFC 7828 §3.2: only over TCP, and only if asked.
+        // RFC 7828 §3.3: only over TCP, and only if asked.
         11 => pair.query.tcp && content.len() == 2 && asked.options.iter().any(|(code, _)| *code == 11),
         // RFC 8914: with failures and refusals only.
         15 => content.len() == 2 && matches!(pair.ours.rcode, SERVFAIL | REFUSED),

@@ -7,6 +7,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::programs;
@@ -17,6 +18,8 @@ pub(crate) const ADDRESS: &str = "169.254.20.10";
 /// A second family, as a pod of a dual-stack cluster has it: without one, stub resolvers with
 /// AI_ADDRCONFIG do not ask for AAAA.
 const POD_IPV6: &str = "fd00:10::10";
+/// A namespace's name begins like this; the number of the process that made it comes next.
+const PREFIX: &str = "nodens-stubs-";
 /// Holds the namespace's name inside of it.
 const INSIDE: &str = "NODENS_STUBS_NAMESPACE";
 
@@ -75,10 +78,10 @@ impl Namespace {
             "these tests make network namespaces and need root: run `cargo test --test stubs` as root, \
              or `sudo -E env \"PATH=$PATH\" cargo test --test stubs`"
         );
-        let name = format!("nodens-stubs-{}-{}", id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let files = Path::new("/etc/netns").join(&name);
+        remove_left_behind();
+        let name = format!("{PREFIX}{}-{}", id(), NEXT.fetch_add(1, Ordering::Relaxed));
         ip(&["netns", "add", &name]);
-        let namespace = Self { name, files };
+        let namespace = Self::named(name);
         fs::create_dir_all(&namespace.files).expect("/etc/netns");
         for (file, content) in FILES {
             fs::write(namespace.files.join(file), content).expect("a file of the namespace");
@@ -93,6 +96,25 @@ impl Namespace {
         }
         namespace
     }
+
+    fn named(name: String) -> Self {
+        let files = Path::new("/etc/netns").join(&name);
+        Self { name, files }
+    }
+}
+
+/// Removes what tests that were killed could not.
+fn remove_left_behind() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for entry in fs::read_dir("/etc/netns").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+            if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
+                drop(Namespace::named(name));
+            }
+        }
+    });
 }
 
 impl Drop for Namespace {

@@ -92,7 +92,8 @@ pub(crate) struct Bystander {
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) asked: usize,
-    pub(crate) answered: usize,
+    /// Answered within a second.
+    pub(crate) in_time: usize,
     pub(crate) by_tcp: usize,
     pub(crate) slowest: Duration,
 }
@@ -145,18 +146,19 @@ impl Seen {
             if buffer[..2] == asked[..2] {
                 let is_good = buffer[3] & 0x0f == 0 && buffer[7] == 1;
                 assert!(is_good && length > asked.len(), "a cached answer");
-                self.answered += 1;
-                self.slowest = self.slowest.max(started.elapsed());
+                let took = started.elapsed();
+                self.in_time += usize::from(took < seconds(1));
+                self.slowest = self.slowest.max(took);
                 return;
             }
         }
     }
 
-    /// It got nearly all: a datagram in a hundred may be lost where sockets overflow.
+    /// It got nearly all: one in a hundred may be lost where sockets overflow, or late where this process had to wait
+    /// for a core.
     #[track_caller]
     pub(crate) fn must_be_served(&self) {
         assert!(self.asked >= 20 && self.by_tcp >= 2, "too little was asked: {self:?}");
-        assert!(self.answered * 100 >= self.asked * 99, "{self:?}");
-        assert!(self.slowest < seconds(1), "{self:?}");
+        assert!(self.asked - self.in_time <= 1.max(self.asked / 100), "{self:?}");
     }
 }

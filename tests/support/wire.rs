@@ -8,6 +8,7 @@ use hickory_proto::op::{Edns, Message};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 
 use super::datagram::{PATIENCE, ask_udp, message, query};
+use super::upstream::steps::framed;
 
 /// The same with an OPT of this payload size.
 pub(crate) fn with_edns(mut message: Message, size: u16) -> Message {
@@ -76,7 +77,7 @@ impl Tcp {
     pub(crate) fn send_all(&mut self, queries: &[Message]) {
         let mut bytes = Vec::new();
         for query in queries {
-            bytes.extend(frame(&message(query)));
+            bytes.extend(framed(&message(query)));
         }
         self.send_bytes(&bytes);
     }
@@ -126,10 +127,4 @@ impl Tcp {
             }
         }
     }
-}
-
-/// A message with its length in front (RFC 1035 §4.2.2).
-fn frame(bytes: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(bytes.len()).expect("at most 64 KiB");
-    [&length.to_be_bytes(), bytes].concat()
 }

@@ -36,7 +36,7 @@ pub(crate) fn rtype(text: &str) -> Result<RecordType, String> {
         .ok_or_else(|| format!("`{text}` is no type"))
 }
 
-/// `IN`, `CH`, `ANY` or `CLASS42`.
+/// `IN`, `CH`, `NONE` or `CLASS42`.
 pub(crate) fn class(text: &str) -> Option<DNSClass> {
     match text {
         "IN" => Some(DNSClass::IN),

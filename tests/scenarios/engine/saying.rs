@@ -8,6 +8,9 @@ use hickory_proto::rr::{Name, Record, RecordType};
 
 use crate::records;
 
+/// What may stand behind an RCODE.
+const FLAGS: [&str; 5] = ["aa", "ad", "cd", "tc", "no-ra"];
+
 /// A server's reaction, as the lines below an `on` describe it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Saying {
@@ -85,6 +88,9 @@ impl Saying {
         let (word, rest) = line.split_once(' ').map_or((line, ""), |(word, rest)| (word, rest.trim()));
         let number = || rest.parse::<usize>().map_err(|_| format!("`{line}` wants a number"));
         let time = || humantime::parse_duration(rest).map_err(|_| format!("`{line}` wants a time"));
+        if ["silence", "close", "wrong-id"].contains(&word) && !rest.is_empty() {
+            return Err(format!("`{word}` stands alone"));
+        }
         match word {
             "silence" => self.silence = true,
             "close" => self.close = true,
@@ -108,6 +114,9 @@ impl Saying {
                 Some(code) => {
                     self.code = code;
                     self.flags = rest.split_whitespace().map(str::to_owned).collect();
+                    if let Some(flag) = self.flags.iter().find(|flag| !FLAGS.contains(&flag.as_str())) {
+                        return Err(format!("`{flag}`: {}", FLAGS.join(" ")));
+                    }
                 }
                 None => self.sections[0].extend(records::records(line)?),
             },

@@ -75,7 +75,7 @@ struct Line {
 }
 
 /// All scenarios of a file.
-pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
+pub(crate) fn read(text: &str) -> Result<Vec<Scenario>, String> {
     let mut scenarios: Vec<Scenario> = Vec::new();
     let (mut upstream, mut cache) = (String::new(), String::new());
     for Line { number, text, block } in lines(text) {
@@ -90,6 +90,12 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
             continue;
         }
         let scenario = scenarios.last_mut().ok_or_else(|| at("begin with `scenario NAME`".to_owned()))?;
+        if !["config", "on", "expect"].contains(&keyword) && !block.is_empty() {
+            return Err(at(format!("`{keyword}` has no block")));
+        }
+        if ["config", "cache", "upstream"].contains(&keyword) && !scenario.steps.is_empty() {
+            return Err(at(format!("`{keyword}` stands before the first step")));
+        }
         match keyword {
             "config" => scenario.config = block.iter().map(|(_, line)| format!("{line}\n")).collect(),
             "cache" => {
@@ -104,6 +110,18 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
         }
     }
     Ok(scenarios)
+}
+
+/// All scenarios of a file, each of which looks at something in the end.
+pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
+    let scenarios = read(text)?;
+    let looks = |(_, step): &(usize, Step)| {
+        matches!(step, Step::Expect(..) | Step::Asked(..) | Step::Sent(..) | Step::Streams { .. })
+    };
+    match scenarios.iter().find(|scenario| !scenario.steps.last().is_some_and(looks)) {
+        Some(scenario) => Err(format!("0: {}: nothing is looked at in the end", scenario.name)),
+        None => Ok(scenarios),
+    }
 }
 
 /// Lines with what is indented below them; comments and empty lines are passed over.
@@ -161,11 +179,13 @@ fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, St
         }
         "wait" => Ok(Step::Wait(time(rest)?)),
         "asked" => {
-            let count = words.first().and_then(|count| count.parse().ok());
-            let count = count.ok_or("asked N [NAME [TYPE]]")?;
-            let name = words.get(1).map(|name| records::name(name)).transpose()?;
-            let rtype = words.get(2).map(|rtype| records::rtype(rtype)).transpose()?;
-            Ok(Step::Asked(count, name.map(|name| (name, rtype))))
+            let (count, of) = match words.as_slice() {
+                [count] => (count, None),
+                [count, name] => (count, Some((records::name(name)?, None))),
+                [count, name, rtype] => (count, Some((records::name(name)?, Some(records::rtype(rtype)?)))),
+                _ => return Err("asked N [NAME [TYPE]]".to_owned()),
+            };
+            Ok(Step::Asked(count.parse().map_err(|_| format!("`{count}` is no number"))?, of))
         }
         "sent" => match words.as_slice() {
             [name, rtype, options @ ..] => {
@@ -174,13 +194,26 @@ fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, St
             }
             _ => Err("sent NAME TYPE WHAT...".to_owned()),
         },
-        "streams" => {
-            let value = |key: &str| words.iter().find_map(|word| word.strip_prefix(key)?.parse().ok());
-            Ok(Step::Streams { opened: value("opened="), open: value("open=") })
-        }
-        "flush" => Ok(Step::Flush),
+        "streams" => streams(&words),
+        "flush" if words.is_empty() => Ok(Step::Flush),
         _ => Err(format!("`{keyword}` is no step")),
     }
+}
+
+fn streams(words: &[&str]) -> Result<Step, String> {
+    let (mut opened, mut open) = (None, None);
+    for word in words {
+        let number = |text: &str| text.parse().map(Some).map_err(|_| format!("`{word}` wants a number"));
+        match word.split_once('=') {
+            Some(("opened", text)) => opened = number(text)?,
+            Some(("open", text)) => open = number(text)?,
+            _ => return Err(format!("`{word}`: opened=N, open=N")),
+        }
+    }
+    if opened.or(open).is_none() {
+        return Err("streams [opened=N] [open=N]: one of them at least".to_owned());
+    }
+    Ok(Step::Streams { opened, open })
 }
 
 /// A first word that ends with a colon names the query.
@@ -204,7 +237,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 fn on(words: &[&str], block: &[(usize, String)]) -> Result<Step, String> {
     let [name, rtype, conditions @ ..] = words else {
-        return Err("on NAME TYPE [at SERVER] [udp|tcp] [opt|no-opt] [once|times=N]".to_owned());
+        return Err("on NAME TYPE [at=SERVER] [udp|tcp] [opt|no-opt] [once|times=N]".to_owned());
     };
     let mut of = Match {
         name: records::name(name)?,
@@ -238,6 +271,9 @@ fn ask(words: &[&str]) -> Result<Ask, String> {
         && let Some(digits) = first.strip_prefix("raw=")
     {
         let raw = Some(records::hex(digits)?);
+        if let Some(word) = words[1..].iter().find(|word| !["tcp", "stranger"].contains(word)) {
+            return Err(format!("`{word}`: behind raw=HEX only tcp and stranger"));
+        }
         let options = words[1..].iter().map(|&word| word.to_owned()).collect();
         return Ok(Ask { name: Name::root(), rtype: RecordType::A, class: DNSClass::IN, options, raw });
     }
@@ -261,6 +297,9 @@ fn expect(words: &[&str], block: &[(usize, String)]) -> Result<Expect, String> {
         "dropped" => expect.nothing = Some(Nothing::Dropped),
         "waiting" => expect.nothing = Some(Nothing::Waiting),
         word => expect.code = code(word).ok_or_else(|| format!("`{word}` is no RCODE"))?,
+    }
+    if expect.nothing.is_some() && !(rest.is_empty() && block.is_empty()) {
+        return Err(format!("`{first}` says all there is to say"));
     }
     for word in rest {
         match word.split_once('=') {

@@ -28,8 +28,8 @@ use crate::script::{Ask, Expect, Nothing, Scenario, Step};
 
 /// No reply takes longer: the deadline of a query is 4 s unless a scenario sets another.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Timers of the runtime are exact to a millisecond, and a reply may need several of them.
-pub(crate) const TOLERANCE: Duration = Duration::from_millis(4);
+/// Timers of the runtime are exact to a millisecond.
+pub(crate) const TOLERANCE: Duration = Duration::from_millis(1);
 /// How often the agent tidies its pools.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -48,10 +48,7 @@ pub(crate) fn play(scenario: &Scenario) -> Result<(), String> {
         for (line, step) in &scenario.steps {
             world.step(step).await.map_err(|error| format!("{line}: {}: {error}", scenario.name))?;
         }
-        match world.servers.unexpected().as_slice() {
-            [] => Ok(()),
-            [first, ..] => Err(format!("0: {}: nothing is said about this: {first}", scenario.name)),
-        }
+        world.all_is_looked_at().map_err(|error| format!("0: {}: {error}", scenario.name))
     })
 }
 
@@ -76,6 +73,8 @@ pub(crate) struct Asked {
     pub(crate) at: Instant,
     counts: Counts,
     pub(crate) reply: Arc<Reply>,
+    /// Whether an `expect` has looked at what came of it.
+    looked_at: bool,
 }
 
 #[derive(Default)]
@@ -114,6 +113,17 @@ impl World {
             }
         });
         Ok(Self { servers, resolver, edns_size: config.edns_size, asked: HashMap::new() })
+    }
+
+    /// In the end: no query that nothing was said about, and no reply that nobody looked at.
+    fn all_is_looked_at(&self) -> Result<(), String> {
+        if let Some(first) = self.servers.unexpected().first() {
+            return Err(format!("nothing is said about this: {first}"));
+        }
+        match self.asked.iter().find(|(_, asked)| !asked.looked_at) {
+            Some((label, _)) => Err(format!("what came of `ask {label}` is not looked at")),
+            None => Ok(()),
+        }
     }
 
     pub(crate) async fn step(&mut self, step: &Step) -> Result<(), String> {
@@ -200,12 +210,18 @@ impl World {
             }
         }
         let id = packet.first_chunk().map(|id| u16::from_be_bytes(*id));
-        self.asked.insert(label.to_owned(), Asked { id, query, at: Instant::now(), counts, reply });
-        Ok(())
+        let asked = Asked { id, query, at: Instant::now(), counts, reply, looked_at: false };
+        match self.asked.insert(label.to_owned(), asked) {
+            Some(Asked { looked_at: false, .. }) => {
+                Err("what came of the one before it is not looked at".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
-    async fn expect(&self, label: &str, expect: &Expect) -> Result<(), String> {
-        let asked = self.asked.get(label).ok_or_else(|| format!("nobody asked `{label}`"))?;
+    async fn expect(&mut self, label: &str, expect: &Expect) -> Result<(), String> {
+        let asked = self.asked.get_mut(label).ok_or_else(|| format!("nobody asked `{label}`"))?;
+        asked.looked_at |= expect.nothing != Some(Nothing::Waiting);
         if expect.nothing == Some(Nothing::Waiting) {
             tokio::time::sleep(Duration::from_millis(1)).await;
             return match asked.reply.came() {
