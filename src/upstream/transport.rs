@@ -5,14 +5,14 @@
 //! DNS framing can stand here: TLS will be a [`Link`] like any other.
 
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpSocket, UdpSocket};
 
@@ -58,13 +58,19 @@ impl Reader for OwnedReadHalf {
     }
 }
 
+/// A datagram that is awaited.
+pub type Receiving<'a> = Pin<Box<dyn Future<Output = io::Result<Vec<u8>>> + Send + 'a>>;
+
 /// A way for datagrams to one server, and from nobody else.
 pub trait Datagrams: Send + Sync {
     /// Sends one.
     fn poll_send(&self, cx: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>>;
 
     /// Receives one.
-    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
+    ///
+    /// # Errors
+    /// The system's own: that nobody is there, for one.
+    fn receive(&self) -> Receiving<'_>;
 }
 
 impl dyn Datagrams {
@@ -75,20 +81,6 @@ impl dyn Datagrams {
     pub async fn send(&self, datagram: &[u8]) -> io::Result<()> {
         poll_fn(|cx| self.poll_send(cx, datagram)).await
     }
-
-    /// Receives one. Only what has come takes memory, so that thousands can wait.
-    ///
-    /// # Errors
-    /// The system's own: that nobody is there, for one.
-    pub async fn receive(&self) -> io::Result<Vec<u8>> {
-        poll_fn(|cx| {
-            let mut space = [0; DATAGRAM];
-            let mut buffer = ReadBuf::new(&mut space);
-            ready!(self.poll_receive(cx, &mut buffer))?;
-            Poll::Ready(Ok(buffer.filled().to_vec()))
-        })
-        .await
-    }
 }
 
 impl Datagrams for UdpSocket {
@@ -96,8 +88,14 @@ impl Datagrams for UdpSocket {
         Self::poll_send(self, cx, datagram).map_ok(|_| ())
     }
 
-    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.poll_recv(cx, buffer)
+    /// Only what has come takes memory, so that thousands can wait. `recv` would not do: what ICMP says wakes
+    /// nobody who waits for data alone.
+    fn receive(&self) -> Receiving<'_> {
+        Box::pin(self.async_io(Interest::READABLE | Interest::ERROR, move || {
+            let mut space = [0; DATAGRAM];
+            let length = (&*SockRef::from(self)).read(&mut space)?;
+            Ok(space[..length].to_vec())
+        }))
     }
 }
 

@@ -152,11 +152,14 @@ fn a_port_that_refuses_is_servfail_at_once_and_is_used_again_when_it_opens() {
         let stage = Stage::set(&[server(&upstream, transport)], "");
         assert!(stage.ask("before.example.").is_right());
         upstream.go_away();
-        let outcome = stage.ask("away.example.");
-        assert_eq!((outcome.code, outcome.error), (ResponseCode::ServFail, Some(22)), "{outcome:?}");
-        // That a UDP port is closed is told by ICMP, which the kernel limits to a few in a second.
-        let limit = if transport == Transport::Tcp { millis(900) } else { millis(4_800) };
-        assert!(outcome.took < limit, "{transport:?}: {outcome:?}");
+        // ICMP tells that a UDP port is closed, but to a busy machine not each time (icmp_msgs_per_sec).
+        let at_once = (0..4).any(|n| {
+            let outcome = stage.ask(&format!("away{n}.example."));
+            assert_eq!((outcome.code, outcome.error), (ResponseCode::ServFail, Some(22)), "{outcome:?}");
+            outcome.took < millis(900)
+        });
+        assert!(at_once, "{transport:?}: never within 900 ms");
+        assert_eq!(stage.ask("away.example.").code, ResponseCode::ServFail);
         upstream.come_back();
         let back = Instant::now();
         wait_until("it is answered", seconds(3), || stage.ask("away.example.").is_right());

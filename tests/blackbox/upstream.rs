@@ -122,10 +122,14 @@ fn an_unreachable_upstream_is_servfail_at_once() {
     let port = free_port();
     for server in [format!("tcp://127.0.0.1:{port}"), format!("udp://127.0.0.1:{port}")] {
         let agent = Agent::before(&server);
-        let started = Instant::now();
-        let reply = ask(agent.address, "nobody.example.", "A");
-        assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
-        assert!(started.elapsed() < millis(4_800), "{server}: {:?}", started.elapsed());
+        // ICMP tells that a UDP port is closed, but to a busy machine not each time (icmp_msgs_per_sec).
+        let at_once = (0..4).any(|n| {
+            let started = Instant::now();
+            let reply = ask(agent.address, &format!("nobody{n}.example."), "A");
+            assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+            started.elapsed() < millis(900)
+        });
+        assert!(at_once, "{server}: never within 900 ms");
         assert!(agent.admin.count("nodens_upstream_failures_total", &[]) >= 1.0);
     }
 }

@@ -1,6 +1,7 @@
 //! The servers of a scenario, and the network in memory that leads to them.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -9,7 +10,7 @@ use std::task::{Context, Poll};
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::{Name, RecordType};
-use nodens::upstream::transport::{Datagrams, Link, Network, Opening, Reader};
+use nodens::upstream::transport::{Datagrams, Link, Network, Opening, Reader, Receiving};
 use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf, duplex, split,
 };
@@ -309,12 +310,10 @@ impl Datagrams for Port {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        receiver.poll_recv(cx).map(|datagram| {
-            let datagram = datagram.expect("the port holds a sender")?;
-            buffer.put_slice(&datagram[..datagram.len().min(buffer.remaining())]);
-            Ok(())
-        })
+    fn receive(&self) -> Receiving<'_> {
+        Box::pin(poll_fn(|cx| {
+            let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+            receiver.poll_recv(cx).map(|datagram| datagram.expect("the port holds a sender"))
+        }))
     }
 }

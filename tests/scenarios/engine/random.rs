@@ -49,7 +49,7 @@ pub(crate) fn play(seed: u64) -> Result<(), String> {
 }
 
 async fn run(text: &str, end: &str, timeout: Duration, asked: usize) -> Result<(), String> {
-    let scenario = script::read(text)?.pop().ok_or("no scenario")?;
+    let scenario = script::parse(text)?.pop().ok_or("no scenario")?;
     let mut world = World::new(&scenario)?;
     for (_, step) in &scenario.steps {
         world.step(step).await?;
@@ -75,7 +75,7 @@ async fn run(text: &str, end: &str, timeout: Duration, asked: usize) -> Result<(
     }
     same("open streams", world.servers.streams().1, 0)?;
     world.servers.forget();
-    let end = script::read(&format!("scenario end\n  As above.\n{end}"))?.pop().ok_or("no end")?;
+    let end = script::parse(&format!("scenario end\n  As above.\n{end}"))?.pop().ok_or("no end")?;
     for (_, step) in &end.steps {
         world.step(step).await.map_err(|error| format!("once all is well: {error}"))?;
     }

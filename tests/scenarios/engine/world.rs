@@ -48,6 +48,9 @@ pub(crate) fn play(scenario: &Scenario) -> Result<(), String> {
         for (line, step) in &scenario.steps {
             world.step(step).await.map_err(|error| format!("{line}: {}: {error}", scenario.name))?;
         }
+        if !scenario.ends_with_a_look() {
+            return Err(format!("0: {}: nothing is looked at in the end", scenario.name));
+        }
         world.all_is_looked_at().map_err(|error| format!("0: {}: {error}", scenario.name))
     })
 }
