@@ -46,6 +46,8 @@ fn agent_with(upstream: &Upstream, keys: &str) -> Agent {
         upstream.tcp()
     ));
     assert_eq!(ask(agent.address, CACHED, "A").answers.len(), 1);
+    // This, and what a starting agent asks for itself: whether a server is there, and no loop.
+    wait_until("the first questions have come", seconds(5), || upstream.count(Transport::Tcp) >= 3);
     agent
 }
 
