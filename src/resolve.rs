@@ -157,8 +157,11 @@ impl Resolver {
                     && query.recursion_desired()
                     && entry.wants_refresh(prefetch.hits, prefetch.at, now)
                 {
-                    zone.metrics.prefetches.add(1);
-                    self.refresh(key.to_key(), zone, Some(Arc::clone(entry)));
+                    if self.refresh(key.to_key(), zone, Some(Arc::clone(entry))) {
+                        zone.metrics.prefetches.add(1);
+                    } else {
+                        entry.refresh_later();
+                    }
                 }
                 Step::Reply(Source::Hit)
             }
@@ -267,10 +270,13 @@ impl Resolver {
     }
 
     /// Asks for a key behind the answer that was just given.
-    fn refresh(self: &Arc<Self>, key: Key, zone: &Arc<Zone>, expired: Option<Arc<Entry>>) {
-        if self.flights.open(&key) {
+    /// False if there is no room for a flight, or one under way.
+    fn refresh(self: &Arc<Self>, key: Key, zone: &Arc<Zone>, expired: Option<Arc<Entry>>) -> bool {
+        let opened = self.flights.open(&key);
+        if opened {
             self.runtime.spawn(Arc::clone(self).fly(key, Arc::clone(zone), expired));
         }
+        opened
     }
 }
 

@@ -130,6 +130,11 @@ impl Entry {
             && !self.refreshing.swap(true, Ordering::Relaxed)
     }
 
+    /// The refresh that a hit should have started did not come about: a later hit may.
+    pub fn refresh_later(&self) {
+        self.refreshing.store(false, Ordering::Relaxed);
+    }
+
     /// Writes the reply to `query`: a copy with the client's ID, flags and letters, its TTLs
     /// written anew, addresses rotated, our OPT if the client sent one, and cut to what it can take.
     pub fn write(&self, query: &Query<'_>, ttls: Ttls, style: &Style, out: &mut Vec<u8>) {

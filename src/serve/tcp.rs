@@ -82,13 +82,16 @@ impl Listener {
         };
         let stop = self.stop.clone();
         tokio::spawn(async move {
-            tokio::select! {
+            let over_limit = tokio::select! {
                 biased;
-                () = place.client.dismissed() => {
-                    resolver.metrics.slot(resolver.metrics.shared()).dropped(Dropped::TcpLimit);
-                }
+                () = place.client.dismissed() => true,
                 // An error ends this client's connection and concerns nobody else.
-                _ = conversation.run(stream, ready, stop) => {}
+                ended = conversation.run(stream, ready, stop) => {
+                    ended.is_err_and(|error| error.kind() == ErrorKind::OutOfMemory)
+                }
+            };
+            if over_limit {
+                resolver.metrics.slot(resolver.metrics.shared()).dropped(Dropped::TcpLimit);
             }
             drop(place);
         });
