@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use transport::{Kernel, Network};
 
 use crate::config;
-use crate::metrics::Transport;
+use crate::metrics::{Counter, Transport};
 use crate::wire::key::Key;
 use crate::wire::rcode;
 use crate::wire::response::Answer;
@@ -79,6 +79,28 @@ impl Cause {
     pub fn label(self) -> &'static str {
         Self::LABELS[self.index()]
     }
+}
+
+/// What is counted of a server.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections tried.
+    pub connects: Connects,
+    /// Write calls on its connections.
+    pub writes: Counter,
+    /// Tries that failed, by [`Cause::index`].
+    pub failures: [Counter; Cause::LABELS.len()],
+}
+
+/// Connections tried, by result.
+#[derive(Debug, Default)]
+pub struct Connects {
+    /// Connected.
+    pub ok: Counter,
+    /// Refused, or unreachable.
+    pub failed: Counter,
+    /// No answer to the SYN.
+    pub timeout: Counter,
 }
 
 /// What went out in one try.

@@ -12,9 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::server::Counts;
 use super::transport::Link;
-use super::{Late, LateAnswer};
+use super::{Counts, Late, LateAnswer};
 use crate::wire::frame::{self, Frames};
 use crate::wire::key::Key;
 

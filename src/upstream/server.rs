@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout};
 use super::connection::{Broken, Connection};
 use super::health::Health;
 use super::transport::Network;
-use super::{Cause, Late, Sent};
+use super::{Cause, Counts, Late, Sent};
 use crate::config;
-use crate::metrics::{Counter, Histogram};
+use crate::metrics::Histogram;
 use crate::wire::key::Key;
 use crate::wire::response::{Answer, Kind};
 use crate::wire::{HEADER, flag, name, rcode, u16_at};
@@ -28,28 +28,6 @@ const CONNECT: Duration = Duration::from_millis(1500);
 const STALLED: Duration = Duration::from_millis(500);
 /// Datagrams that did not match, after which the query goes by TCP: each is a guess at ID and port.
 const STRANGERS: usize = 64;
-
-/// What is counted of a server.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Connections tried.
-    pub connects: Connects,
-    /// Write calls on its connections.
-    pub writes: Counter,
-    /// Tries that failed, by [`Cause::index`].
-    pub failures: [Counter; Cause::LABELS.len()],
-}
-
-/// Connections tried, by result.
-#[derive(Debug, Default)]
-pub struct Connects {
-    /// Connected.
-    pub ok: Counter,
-    /// Refused, or unreachable.
-    pub failed: Counter,
-    /// No answer to the SYN.
-    pub timeout: Counter,
-}
 
 /// What the servers of a pool have in common.
 pub struct Settings {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use nodens::upstream::Counts;
 use nodens::upstream::connection::Connection;
-use nodens::upstream::server::Counts;
 use nodens::upstream::transport::{Link, Reader};
 use nodens::wire::frame::{self, Frames};
 use nodens::wire::key::{Key, KeyBuf};
