@@ -236,7 +236,7 @@ fn every_difference_from_the_upstream_has_its_rule() {
     let odd = zone::ODD.map(zone::text);
     let [by_tcp, by_udp] = [0, 1].map(|at| (zone::ODD[at], odd[at].as_str()));
     let nsd = Nsd::cluster_and(&[by_tcp, by_udp]);
-    let unbound = Unbound::start(&zone::OUTSIDE);
+    let unbound = Unbound::start(&zone::outside());
     let agent = Agent::start(&config(&nsd, &unbound));
     let ours = Server::new(agent.address);
     let upstreams = Upstreams { nsd: Server::new(nsd.address), unbound: Server::new(unbound.address) };

@@ -1,7 +1,7 @@
 //! The queries: from one seed, the same on every machine.
 
 use super::message::{Opt, Query, flag};
-use super::zone::{self, CLUSTER, LARGE, ODD, OUTSIDE, SERVER};
+use super::zone::{self, CLUSTER, LARGE, ODD, SERVER};
 
 /// A sequence that is the same for the same seed (splitmix64).
 pub(crate) struct Random(u64);
@@ -75,7 +75,7 @@ fn names() -> Vec<Vec<u8>> {
     }
     names.extend(CLUSTER.iter().map(|name| wire(name)));
     names.extend(
-        OUTSIDE
+        zone::outside()
             .iter()
             .map(|record| wire(record.split_whitespace().next().unwrap_or_default().trim_end_matches('.'))),
     );

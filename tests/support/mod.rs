@@ -9,7 +9,7 @@ mod datagram;
 mod http;
 mod ports;
 mod process;
-mod servers;
+pub(crate) mod servers;
 mod tools;
 mod upstream;
 mod waiting;
