@@ -39,6 +39,8 @@ pub struct Config {
     pub zones: Vec<Zone>,
     /// Static records.
     pub hosts: Hosts,
+    /// How packets pass through the kernel.
+    pub network: Network,
     /// Bounds on what clients can take.
     pub limits: Limits,
     /// What is logged and how.
@@ -88,12 +90,18 @@ pub struct Zone {
 pub struct Upstream {
     /// At least one.
     pub servers: Vec<Server>,
+    /// Who resolves servers given by name: addresses. Empty where there is none.
+    pub bootstrap: Vec<Server>,
     /// Connections to each TCP server.
     pub connections: Connections,
     /// Choice among servers.
     pub policy: ServerPolicy,
     /// Deadline of one query, all tries together.
     pub timeout: Duration,
+    /// Second queries for answers that are late; `None` is off.
+    pub hedge: Option<Hedge>,
+    /// PEM file of the certificate authorities of `tls://` servers; `None` is the system's.
+    pub ca: Option<PathBuf>,
     /// Whether names are asked for in mixed case by UDP, which the response must repeat.
     pub mixed_case: bool,
 }
@@ -105,8 +113,34 @@ pub enum Server {
     Tcp(SocketAddr),
     /// DNS over UDP, over TCP when the answer was truncated.
     Udp(SocketAddr),
+    /// DNS over TLS (RFC 7858), and the name in the server's certificate.
+    Tls(SocketAddr, String),
+    /// As [`Server::Tcp`], and by UDP as long as the server refuses or limits TCP.
+    Auto(SocketAddr),
+    /// Every address of a host name, each a server, and their port.
+    Named(Scheme, Name, u16),
     /// The servers of `/etc/resolv.conf`, as they are at the time, by UDP.
     System,
+}
+
+/// How servers that are given by name are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// As [`Server::Tcp`].
+    Tcp,
+    /// As [`Server::Udp`].
+    Udp,
+    /// As [`Server::Auto`].
+    Auto,
+}
+
+/// Second queries for answers that are late.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Hedge {
+    /// Their share of all queries, in percent.
+    pub budget: u8,
+    /// How many may go out at once after a quiet time.
+    pub burst: u32,
 }
 
 /// Bounds of one server's connections.
@@ -207,6 +241,24 @@ pub struct Hosts {
     pub ttl: Duration,
     /// Address and its names, for A, AAAA and PTR.
     pub records: Vec<(IpAddr, Vec<Name>)>,
+}
+
+/// How packets pass through the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Whether queries to upstreams are exempt from connection tracking.
+    pub upstream_notrack: bool,
+    /// Marks of packets.
+    pub mark: Mark,
+}
+
+/// Marks of packets, within the bits that are ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Of queries to upstreams.
+    pub own: u32,
+    /// The bits of a mark that are ours.
+    pub mask: u32,
 }
 
 /// Bounds on clients and on work in hand.

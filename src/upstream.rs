@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use exchange::Asking;
-use server::{Server, Settings};
+use server::{How, Server, Settings};
 use tokio::sync::mpsc;
 use transport::{Kernel, Network};
 
@@ -220,13 +220,16 @@ impl Pool {
 
     /// Makes the list of servers anew; those that stay keep their connections.
     pub fn refresh(&self, ours: &[IpAddr]) {
-        let mut wanted: Vec<(SocketAddr, bool)> = Vec::new();
+        let mut wanted: Vec<(SocketAddr, How)> = Vec::new();
         for server in &self.definition.servers {
-            match *server {
-                config::Server::Tcp(addr) => wanted.push((addr, false)),
-                config::Server::Udp(addr) => wanted.push((addr, true)),
+            match server {
+                config::Server::Tcp(addr) => wanted.push((*addr, How::Tcp)),
+                config::Server::Udp(addr) => wanted.push((*addr, How::Udp)),
+                config::Server::Tls(addr, name) => wanted.push((*addr, How::Tls(name.as_str().into()))),
+                config::Server::Auto(addr) => wanted.push((*addr, How::Auto)),
+                config::Server::Named(..) => {}
                 config::Server::System => {
-                    wanted.extend(system::servers(ours).into_iter().map(|addr| (addr, true)));
+                    wanted.extend(system::servers(ours).into_iter().map(|addr| (addr, How::Udp)));
                 }
             }
         }
@@ -234,9 +237,9 @@ impl Pool {
         if wanted.is_empty() && !old.is_empty() {
             return; // a resolv.conf that is just being written, or that names only us
         }
-        let make = |&(addr, udp): &(SocketAddr, bool)| {
-            let known = old.iter().find(|server| (server.addr, server.udp) == (addr, udp));
-            known.cloned().unwrap_or_else(|| Server::new(addr, udp, Arc::clone(&self.settings)))
+        let make = |(addr, how): &(SocketAddr, How)| {
+            let known = old.iter().find(|server| (server.addr, &server.how) == (*addr, how));
+            known.cloned().unwrap_or_else(|| Server::new(*addr, how.clone(), Arc::clone(&self.settings)))
         };
         self.servers.store(Arc::new(wanted.iter().map(make).collect()));
     }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use hickory_proto::rr::Name;
 
 use super::{
-    AllowFrom, Cache, Config, Connections, Failure, Hosts, LINK_LOCAL_LISTEN, Limits, Log, LogFormat,
-    LogLevel, Policy, Prefetch, Reload, Server, ServerPolicy, Stale, StaleMode, Upstream, Zone,
+    AllowFrom, Cache, Config, Connections, Failure, Hedge, Hosts, LINK_LOCAL_LISTEN, Limits, Log, LogFormat,
+    LogLevel, Mark, Network, Policy, Prefetch, Reload, Server, ServerPolicy, Stale, StaleMode, Upstream,
+    Zone,
 };
 
 /// UDP threads where the node has as many cores; the other cores are for its pods.
@@ -38,6 +39,7 @@ impl Default for Config {
             cache: Cache::default(),
             zones: vec![Zone::new(vec![Name::root()], vec![Server::System])],
             hosts: Hosts::default(),
+            network: Network::default(),
             limits: Limits::default(),
             log: Log::default(),
         }
@@ -65,9 +67,12 @@ impl Upstream {
     pub fn new(servers: Vec<Server>) -> Self {
         Self {
             servers,
+            bootstrap: Vec::new(),
             connections: Connections::default(),
             policy: ServerPolicy::LeastLoaded,
             timeout: Duration::from_secs(4),
+            hedge: Some(Hedge::default()),
+            ca: None,
             mixed_case: false,
         }
     }
@@ -128,6 +133,18 @@ impl Default for Prefetch {
 impl Default for Hosts {
     fn default() -> Self {
         Self { ttl: Duration::from_secs(30), records: Vec::new() }
+    }
+}
+
+impl Default for Hedge {
+    fn default() -> Self {
+        Self { budget: 5, burst: 128 }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { upstream_notrack: false, mark: Mark { own: 0x36, mask: 0xff } }
     }
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::{AllowFrom, Config, LogFormat, LogLevel, Policy, Reload, Server, ServerPolicy, StaleMode, Zone};
+use super::{
+    AllowFrom, Config, LogFormat, LogLevel, Policy, Reload, Scheme, Server, ServerPolicy, StaleMode, Zone,
+};
 
 /// What `config` means: a line for each thing that it decides, for people to read.
 #[must_use]
@@ -140,8 +142,21 @@ impl Display for Server {
         match self {
             Self::Tcp(address) => write!(f, "tcp://{address}"),
             Self::Udp(address) => write!(f, "udp://{address}"),
+            Self::Tls(address, name) => write!(f, "tls://{address}#{name}"),
+            Self::Auto(address) => write!(f, "auto://{address}"),
+            Self::Named(scheme, name, port) => write!(f, "{scheme}://{name}:{port}"),
             Self::System => f.write_str("system"),
         }
+    }
+}
+
+impl Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Auto => "auto",
+        })
     }
 }
 

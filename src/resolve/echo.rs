@@ -71,7 +71,7 @@ impl Echoes {
         self.out().push((probe.key.clone(), found));
         self.count.fetch_add(1, Ordering::Release);
         let patience = zone.pool.definition().timeout;
-        let _ = timeout(patience, server.ask(&probe.key, false, &Sending::new(server.udp))).await;
+        let _ = timeout(patience, server.ask(&probe.key, false, &Sending::new(server.is_udp_first()))).await;
     }
 
     fn out(&self) -> MutexGuard<'_, Vec<(Key, Loop)>> {

@@ -180,7 +180,7 @@ impl<'a> Asking<'a> {
     fn start(&mut self, index: usize) {
         let number = self.attempts.len() + self.open.len();
         let (server, key) = (Arc::clone(&self.servers[index]), self.key.clone());
-        let sending = Arc::new(Sending::new(server.udp));
+        let sending = Arc::new(Sending::new(server.is_udp_first()));
         let again = self.tries[index] > 1;
         self.open.push(Try {
             number,

@@ -80,14 +80,39 @@ impl Sending {
     }
 }
 
+/// How a server is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum How {
+    /// By TCP.
+    Tcp,
+    /// By UDP first.
+    Udp,
+    /// By TLS; the name in its certificate.
+    Tls(Arc<str>),
+    /// By TCP, and by UDP as long as it refuses or limits TCP.
+    Auto,
+}
+
+impl How {
+    /// The scheme of its label.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Tls(_) => "tls",
+            Self::Auto => "auto",
+        }
+    }
+}
+
 /// A server of a pool.
 pub struct Server {
     /// Where it is.
     pub addr: SocketAddr,
     /// Its label in metrics, with the transport that is tried first.
     pub label: Arc<str>,
-    /// Whether it is asked by UDP first.
-    pub udp: bool,
+    /// How it is asked.
+    pub how: How,
     /// Whether it has been failing.
     pub health: Health,
     /// Times from asking to the answer.
@@ -107,12 +132,12 @@ pub struct Server {
 
 impl Server {
     /// A server without connections; they are opened when there is demand.
-    pub fn new(addr: SocketAddr, udp: bool, settings: Arc<Settings>) -> Arc<Self> {
-        let label: Arc<str> = format!("{}://{addr}", if udp { "udp" } else { "tcp" }).into();
+    pub fn new(addr: SocketAddr, how: How, settings: Arc<Settings>) -> Arc<Self> {
+        let label: Arc<str> = format!("{}://{addr}", how.scheme()).into();
         Arc::new(Self {
             addr,
             label,
-            udp,
+            how,
             health: Health::default(),
             durations: Histogram::default(),
             settings,
@@ -124,6 +149,11 @@ impl Server {
             room: Arc::new(Notify::new()),
             counts: Arc::default(),
         })
+    }
+
+    /// Whether it is asked by UDP first.
+    pub fn is_udp_first(&self) -> bool {
+        self.how == How::Udp
     }
 
     /// Queries in flight to it.
@@ -165,7 +195,7 @@ impl Server {
         again: bool,
         sending: &Sending,
     ) -> Result<Answer, Cause> {
-        if self.udp {
+        if self.is_udp_first() {
             let message = {
                 let _counted = InFlight::count(&self.udp_in_flight);
                 self.ask_udp(key, edns_size, sending).await?

@@ -45,6 +45,7 @@ pub(super) fn config(raw: &raw::File, reader: &mut Reader<'_>) -> Config {
         cache: cache(&raw.cache, reader),
         zones: zone::zones(&raw.zones, &listen, reader).unwrap_or(default.zones),
         hosts: hosts(&raw.hosts, reader),
+        network: default.network,
         limits: limits(&raw.limits, reader),
         log: log(&raw.log, reader),
         listen,

@@ -142,6 +142,9 @@ fn upstream(
             value::flag,
         ),
         servers: default.servers,
+        bootstrap: default.bootstrap,
+        hedge: default.hedge,
+        ca: default.ca,
     }
 }
 
