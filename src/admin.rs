@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -26,10 +26,7 @@ use crate::resolve::view::Zone;
 use crate::serve::{Pulse, socket};
 use crate::upstream::Connects;
 use crate::upstream::server::Server;
-use crate::upstream::{Attempt, Cause};
-use crate::wire::key::KeyBuf;
-use crate::wire::query::Query;
-use crate::wire::{class, rtype};
+use crate::upstream::{Attempt, Cause, apex};
 
 /// HTTP clients at one time; probes and a scraper are three.
 const CLIENTS: usize = 16;
@@ -96,10 +93,9 @@ impl Readiness {
 async fn first_answer(resolver: &Resolver) {
     let zone = resolver.view().zones.first().cloned();
     let Some(zone) = zone else { return };
-    let soa = Query { id: 0, flags: 0, name: &zone.apex, qtype: rtype::SOA, qclass: class::IN, edns: None };
-    let key = KeyBuf::new(&soa).to_key();
+    let key = apex(&zone.apex);
     loop {
-        let done = zone.pool.exchange(&key).await;
+        let done = zone.pool.exchange(&key, None).await;
         zone.count(&done.attempts);
         let failure_rcode = |attempt: &Attempt| matches!(attempt.failed, Some(Cause::Rcode(_)));
         if done.result.is_ok() || done.attempts.iter().any(failure_rcode) {
@@ -178,10 +174,9 @@ impl Admin {
         if reasons.is_empty() {
             body.push_str("ready\n");
         }
-        let now = Instant::now();
         for zone in &self.resolver.view().zones {
             for server in zone.pool.servers().iter() {
-                let state = if server.health.is_ejected(now) { "failing" } else { "in use" };
+                let state = if server.health.is_passed_over() { "failing" } else { "in use" };
                 let _ = writeln!(
                     body,
                     "zone {} upstream {}: {state}, {} connections, {} in flight",

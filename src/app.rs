@@ -335,6 +335,9 @@ fn make_view(
         names.push(name);
         (pool, Arc::clone(counters))
     });
+    for zone in view.zones.iter().rev() {
+        zone.pool.probe_with(&zone.apex); // in the end the first zone that asks it
+    }
     zones.retain(|name, _| names.contains(name));
     *pools = used;
     view

@@ -227,7 +227,7 @@ impl Resolver {
         let stale = expired.as_ref().and_then(|entry| zone.may_serve_stale(entry, now));
         let failed = self.failures.lookup(key, stale.is_some(), zone.pool.generation(), now);
         if let Some(entry) = stale {
-            let stale_now = failed.is_some() || entry.immediate || zone.pool.is_down(now);
+            let stale_now = failed.is_some() || entry.immediate || zone.pool.is_down();
             if stale_now {
                 let code = zone.write_stale(entry.entry, query, client.ours, view.rotate, out);
                 zone.metrics.response(client.slot, Source::Stale, code);

@@ -4,27 +4,35 @@
 //! connections. [`Pool::exchange`] is the whole life of one question.
 
 pub mod connection;
+pub mod connections;
 mod exchange;
 pub mod health;
+pub mod pace;
+mod probe;
+pub mod queue;
 pub mod server;
 pub mod system;
 pub mod transport;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use exchange::Asking;
+use pace::Budget;
+use queue::Source;
 use server::{How, Server, Settings};
 use tokio::sync::mpsc;
 use transport::{Kernel, Network};
 
+use crate::clock;
 use crate::config;
 use crate::metrics::{Counter, Transport};
-use crate::wire::key::Key;
-use crate::wire::rcode;
+use crate::wire::key::{Key, KeyBuf};
+use crate::wire::query::Query;
+use crate::wire::{class, rcode, rtype};
 use crate::wire::response::Answer;
 
 /// Why a try gave no usable answer.
@@ -44,11 +52,13 @@ pub enum Cause {
     NoServer,
     /// It had time left, but another try has decided.
     GivenUp,
+    /// More queries wait for the server than it can answer in time.
+    Busy,
 }
 
 impl Cause {
     /// The labels of all causes in metrics and traces.
-    pub const LABELS: [&'static str; 9] = [
+    pub const LABELS: [&'static str; 10] = [
         "connect",
         "closed",
         "timeout",
@@ -58,6 +68,7 @@ impl Cause {
         "rcode",
         "no_server",
         "given_up",
+        "busy",
     ];
 
     /// Its place among the labels.
@@ -72,6 +83,7 @@ impl Cause {
             Self::Rcode(_) => 6,
             Self::NoServer => 7,
             Self::GivenUp => 8,
+            Self::Busy => 9,
         }
     }
 
@@ -90,6 +102,19 @@ pub struct Counts {
     pub writes: Counter,
     /// Tries that failed, by [`Cause::index`].
     pub failures: [Counter; Cause::LABELS.len()],
+    /// Times that it was passed over for its failures.
+    pub ejections: Counter,
+}
+
+/// Hedges of a pool.
+#[derive(Debug, Default)]
+pub struct Hedges {
+    /// Sent.
+    pub sent: Counter,
+    /// Answered before the query that was late.
+    pub won: Counter,
+    /// Not sent for want of budget.
+    pub denied: Counter,
 }
 
 /// Connections tried, by result.
@@ -112,6 +137,33 @@ pub struct Sent {
     pub tcp: u32,
     /// The connection had carried queries before.
     pub reused: bool,
+    /// The number of the connection, where there was one.
+    pub connection: Option<u64>,
+}
+
+/// Why a try was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It is the first.
+    First,
+    /// The one before failed.
+    Failed,
+    /// The one before is late.
+    Hedge,
+    /// The one before has gone silent.
+    Silent,
+}
+
+impl Why {
+    /// Its label in traces.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Failed => "failed",
+            Self::Hedge => "hedge",
+            Self::Silent => "silent",
+        }
+    }
 }
 
 /// One try, for metrics and traces.
@@ -119,8 +171,12 @@ pub struct Sent {
 pub struct Attempt {
     /// The server's label.
     pub server: Arc<str>,
+    /// Why it was made.
+    pub why: Why,
     /// What was sent.
     pub sent: Sent,
+    /// How long it waited for a place on a connection, if it got one.
+    pub waited: Option<Duration>,
     /// From asking to the end of the try.
     pub took: Duration,
     /// `None` for an answer.
@@ -166,6 +222,13 @@ pub struct Pool {
     failing: AtomicBool,
     /// Good answers so far.
     answers: AtomicU64,
+    /// Of second queries.
+    budget: Budget,
+    /// Those that were sent.
+    pub hedges: Hedges,
+    /// What probes ask for.
+    probe: ArcSwap<Key>,
+    me: Weak<Self>,
 }
 
 impl Pool {
@@ -190,7 +253,8 @@ impl Pool {
             network,
             late,
         };
-        let pool = Self {
+        let pool = Arc::new_cyclic(|me| Self {
+            budget: Budget::new(definition.hedge.as_ref()),
             definition,
             servers: ArcSwap::default(),
             settings: Arc::new(settings),
@@ -198,9 +262,12 @@ impl Pool {
             generation: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             answers: AtomicU64::new(0),
-        };
+            hedges: Hedges::default(),
+            probe: ArcSwap::from_pointee(apex(&[0])),
+            me: Weak::clone(me),
+        });
         pool.refresh(ours);
-        Arc::new(pool)
+        pool
     }
 
     /// What it was made from.
@@ -257,14 +324,45 @@ impl Pool {
     }
 
     /// Whether every server is passed over for its failures.
-    pub fn is_down(&self, now: std::time::Instant) -> bool {
-        self.servers.load().iter().all(|server| server.health.is_ejected(now))
+    pub fn is_down(&self) -> bool {
+        self.servers.load().iter().all(|server| server.health.is_passed_over())
+    }
+
+    /// Servers are probed by asking for the SOA of this zone.
+    pub fn probe_with(&self, zone: &[u8]) {
+        self.probe.store(Arc::new(apex(zone)));
+    }
+
+    fn probe_key(&self) -> Arc<Key> {
+        self.probe.load_full()
+    }
+
+    fn has(&self, server: &Arc<Server>) -> bool {
+        self.servers.load().iter().any(|known| Arc::ptr_eq(known, server))
+    }
+
+    /// A try at a server failed below DNS. At the third in a row it is passed over, and probed until it answers.
+    fn has_failed(&self, server: &Arc<Server>) {
+        if server.health.failed(clock::now()) {
+            server.counts.ejections.add(1);
+            tracing::warn!(server = %server.label, "does not answer: others are asked, and it is probed");
+            tokio::spawn(probe::until_back(Weak::clone(&self.me), Arc::downgrade(server)));
+        }
+    }
+
+    /// A server that was passed over has answered a probe.
+    fn is_back(&self, server: &Arc<Server>) {
+        if server.health.answered(clock::now()) {
+            tracing::info!(server = %server.label, "answers again");
+        }
+        self.answered();
     }
 
     /// Asks until there is an answer, inside one deadline: each server up to three times, beginning where
-    /// the policy says. A failure RCODE is taken from one other server at most.
-    pub async fn exchange(&self, key: &Key) -> Exchange {
-        Asking::new(self, key).run().await
+    /// the policy says. A failure RCODE is taken from one other server at most. Where queries have to wait for each
+    /// other, `source` says whose it is.
+    pub async fn exchange(&self, key: &Key, source: Source) -> Exchange {
+        Asking::new(self, key, source).run().await
     }
 
     /// A good answer came. After failures of transport that is a recovery, and voids what is remembered
@@ -277,11 +375,15 @@ impl Pool {
     }
 }
 
+/// The question for a zone's SOA.
+pub fn apex(zone: &[u8]) -> Key {
+    let soa = Query { id: 0, flags: 0, name: zone, qtype: rtype::SOA, qclass: class::IN, edns: None };
+    KeyBuf::new(&soa).to_key()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::key::KeyBuf;
-    use crate::wire::query::Query;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, UdpSocket};
 
@@ -327,7 +429,7 @@ mod tests {
     async fn a_second_query_goes_by_another_connection() {
         let (addr, _) = server(1, 0).await;
         let pool = pool(vec![config::Server::Tcp(addr)], Duration::from_secs(3));
-        let done = pool.exchange(&key()).await;
+        let done = pool.exchange(&key(), None).await;
         assert!(done.result.is_ok(), "{:?}", done.attempts);
     }
 
@@ -339,7 +441,7 @@ mod tests {
             servers.push(config::Server::Tcp(addr));
             counts.push(asked);
         }
-        let done = pool(servers, Duration::from_secs(3)).exchange(&key()).await;
+        let done = pool(servers, Duration::from_secs(3)).exchange(&key(), None).await;
         assert_eq!(done.result.unwrap_err(), Cause::Rcode(rcode::SERVFAIL));
         let asked: usize = counts.iter().map(|count| count.load(Ordering::Relaxed)).sum();
         assert_eq!(asked, 2);
@@ -362,7 +464,7 @@ mod tests {
         });
         let pool = pool(vec![config::Server::Udp(addr)], Duration::from_secs(3));
         for _ in 0..QUERIES {
-            assert!(pool.exchange(&key()).await.result.is_ok());
+            assert!(pool.exchange(&key(), None).await.result.is_ok());
         }
         let ports = seen.await.unwrap();
         let different: std::collections::HashSet<_> = ports.iter().collect();
@@ -376,7 +478,7 @@ mod tests {
         let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let servers = vec![config::Server::Udp(silent.local_addr().unwrap())];
         let pool = pool(servers, Duration::from_millis(1500));
-        assert_eq!(pool.exchange(&key()).await.result.unwrap_err(), Cause::Timeout);
+        assert_eq!(pool.exchange(&key(), None).await.result.unwrap_err(), Cause::Timeout);
         assert_eq!(pool.servers()[0].in_flight(), 0);
     }
 }

@@ -190,7 +190,7 @@ pub fn stats(resolver: &Resolver) -> Value {
                         "server": &*server.label,
                         "connections": server.open(),
                         "in_flight": server.in_flight(),
-                        "failing": server.health.is_ejected(Instant::now()),
+                        "failing": server.health.is_passed_over(),
                     })
                 })
                 .collect();

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::view::Zone;
 
-use crate::upstream::server::{Sending, Server};
+use crate::upstream::server::{Errand, Sending, Server};
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::Query;
 use crate::wire::{class, flag, name, rtype};
@@ -71,7 +71,8 @@ impl Echoes {
         self.out().push((probe.key.clone(), found));
         self.count.fetch_add(1, Ordering::Release);
         let patience = zone.pool.definition().timeout;
-        let _ = timeout(patience, server.ask(&probe.key, false, &Sending::new(server.is_udp_first()))).await;
+        let errand = Errand { source: None, proof: None, deadline: Instant::now() + patience };
+        let _ = timeout(patience, server.ask(&probe.key, &errand, &Sending::new(server.is_udp_first()))).await;
     }
 
     fn out(&self) -> MutexGuard<'_, Vec<(Key, Loop)>> {

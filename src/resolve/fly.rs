@@ -22,7 +22,7 @@ impl Resolver {
     /// One flight, from its first query to the answer of everybody who waits.
     pub(super) async fn fly(self: Arc<Self>, key: Key, zone: Arc<Zone>, expired: Option<Arc<Entry>>) {
         let flight = Landing { resolver: &self, key: &key, zone: &zone };
-        let exchange = zone.pool.exchange(&key);
+        let exchange = zone.pool.exchange(&key, None);
         let now = clock::now();
         // A refresh ahead of expiry has an entry that is still fresh, and may expire on the way.
         let stale = expired.filter(|entry| {
@@ -186,6 +186,7 @@ fn failure_answer(cause: upstream::Cause) -> (u16, ExtendedError) {
     use upstream::Cause as Of;
     match cause {
         Of::Connect | Of::Timeout | Of::NoServer => (rcode::SERVFAIL, ExtendedError::NoReachableAuthority),
+        Of::Busy => (rcode::SERVFAIL, ExtendedError::NotReady),
         Of::Rcode(rcode::REFUSED) => (rcode::REFUSED, ExtendedError::Prohibited),
         Of::Closed | Of::Malformed | Of::GivenUp | Of::Rcode(_) => {
             (rcode::SERVFAIL, ExtendedError::NetworkError)

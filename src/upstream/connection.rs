@@ -4,12 +4,12 @@
 //! answers as there are, and matches each by ID and question.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::transport::Link;
@@ -29,6 +29,19 @@ const STRANGERS: usize = 64;
 const ABANDONED: usize = 64;
 /// A connection that was given up stays this long for the answers under way on it.
 const LINGER: Duration = Duration::from_secs(10);
+
+/// Numbers connections, and the turns in which they are used.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+/// How long one answer takes at first, as far as anybody knows: too long to wait behind it.
+const UNKNOWN: Duration = Duration::from_millis(1);
+/// What is known of the slowest answer fades by this part with each quicker one.
+const FADING: u64 = 64;
+
+/// Who holds connections, and is told when one ends.
+pub trait Owner: Send + Sync {
+    /// One has ended.
+    fn ended(self: Arc<Self>);
+}
 
 /// The connection ended before the answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +65,8 @@ struct Pending {
 pub struct Connection {
     queue: mpsc::UnboundedSender<Ask>,
     shared: Arc<Shared>,
+    /// No other has it.
+    pub number: u64,
     /// No new query after this.
     pub retire_at: Instant,
 }
@@ -65,40 +80,62 @@ struct Shared {
     closed: AtomicBool,
     /// Milliseconds from opening to the last query; 0 before the first.
     used_ms: AtomicU64,
-    /// Milliseconds from opening to the last answer, or to the query that came when none was in flight.
-    progress_ms: AtomicU64,
+    /// Nanoseconds from opening to the last answer, or to the query that came when none was in flight.
+    progress_ns: AtomicU64,
+    /// Nanoseconds from opening to the last answer.
+    answered_ns: AtomicU64,
+    /// Nanoseconds from one answer to the next while more were awaited: the slowest of late.
+    service_ns: AtomicU64,
+    /// Queries that the task has not taken yet.
+    unwritten: AtomicUsize,
+    turn: AtomicU64,
     opened: Instant,
-    /// Wakes those who wait for room.
-    room: Arc<Notify>,
+    owner: Weak<dyn Owner>,
     counts: Arc<Counts>,
     /// Takes the answers that nobody waits for any more.
     late: Late,
 }
 
 impl Shared {
-    fn now_ms(&self) -> u64 {
-        self.opened.elapsed().as_millis() as u64
+    fn now_ns(&self) -> u64 {
+        self.opened.elapsed().as_nanos() as u64
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "connection {}", self.number)
     }
 }
 
 impl Connection {
-    /// Starts the task of a connected stream. `room` is told of each answer.
-    pub fn start(link: Link, retire_at: Instant, room: Arc<Notify>, counts: Arc<Counts>, late: Late) -> Self {
+    /// Starts the task of a connected stream. `owner` is told of its end.
+    pub fn start(
+        link: Link,
+        retire_at: Instant,
+        owner: Weak<dyn Owner>,
+        counts: Arc<Counts>,
+        late: Late,
+    ) -> Self {
         let (queue, asks) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             in_flight: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             used_ms: AtomicU64::new(0),
-            progress_ms: AtomicU64::new(0),
+            progress_ns: AtomicU64::new(0),
+            answered_ns: AtomicU64::new(0),
+            service_ns: AtomicU64::new(UNKNOWN.as_nanos() as u64),
+            unwritten: AtomicUsize::new(0),
+            turn: AtomicU64::new(0),
             opened: Instant::now(),
-            room,
+            owner,
             counts,
             late,
         });
         let task = Task { asks, shared: Arc::clone(&shared), pending: HashMap::default(), strangers: 0 };
         tokio::spawn(task.run(link));
-        Self { queue, shared, retire_at }
+        Self { queue, shared, retire_at, number: NUMBER.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// Queries in flight on it, as far as somebody waits for them.
@@ -122,6 +159,11 @@ impl Connection {
         self.shared.used_ms.load(Ordering::Relaxed) != 0
     }
 
+    /// When it was used last, in an order that all connections share.
+    pub fn last_turn(&self) -> u64 {
+        self.shared.turn.load(Ordering::Relaxed)
+    }
+
     /// How long it has had nothing to do.
     pub fn idle_for(&self, now: Instant) -> Duration {
         if self.unanswered() > 0 {
@@ -134,45 +176,69 @@ impl Connection {
     /// Whether queries wait on it and none was answered for `patience`: the peer may be gone, or keep
     /// silent about some names until they fill the connection.
     pub fn is_stuck(&self, now: Instant, patience: Duration) -> bool {
-        let progress = Duration::from_millis(self.shared.progress_ms.load(Ordering::Relaxed));
-        self.unanswered() > 0 && now.saturating_duration_since(self.shared.opened + progress) > patience
+        self.unanswered() > 0 && self.silent_for(now) > patience
     }
 
-    /// Hands a query over, and gives the place where its answer will be.
-    pub fn ask(&self, key: Key, edns_size: Option<u16>) -> Waiting {
-        let (reply, answer) = oneshot::channel();
-        let now_ms = self.shared.now_ms();
+    /// How long it has brought nothing while something was awaited.
+    pub fn silent_for(&self, now: Instant) -> Duration {
+        let progress = Duration::from_nanos(self.shared.progress_ns.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.shared.opened + progress)
+    }
+
+    /// Whether it brought an answer at `since` or later.
+    pub fn has_answered_since(&self, since: Instant) -> bool {
+        let answered_ns = self.shared.answered_ns.load(Ordering::Relaxed);
+        answered_ns > 0 && self.shared.opened + Duration::from_nanos(answered_ns) >= since
+    }
+
+    /// Whether it was opened or brought an answer at `since` or later.
+    pub fn has_brought_since(&self, since: Instant) -> bool {
+        self.shared.opened >= since || self.has_answered_since(since)
+    }
+
+    /// Whether it has ever brought an answer.
+    pub fn has_answered(&self) -> bool {
+        self.shared.answered_ns.load(Ordering::Relaxed) > 0
+    }
+
+    /// When the queries given to it will have been answered, if each takes as long as the slowest of late.
+    pub fn expected_wait(&self) -> Duration {
+        let service = self.shared.service_ns.load(Ordering::Relaxed);
+        Duration::from_nanos(service.saturating_mul(self.unanswered() as u64))
+    }
+
+    /// Whether there are queries that go out with its next write.
+    pub fn has_unwritten(&self) -> bool {
+        self.shared.unwritten.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes a place on it, to be left again.
+    pub fn enter(&self) {
         self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let now_ns = self.shared.now_ns();
         if self.shared.unanswered.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.shared.progress_ms.store(now_ms, Ordering::Relaxed);
+            self.shared.progress_ns.store(now_ns, Ordering::Relaxed);
         }
-        self.shared.used_ms.store(now_ms.max(1), Ordering::Relaxed);
+        self.shared.used_ms.store((now_ns / 1_000_000).max(1), Ordering::Relaxed);
+        self.shared.unwritten.fetch_add(1, Ordering::Relaxed);
+        self.shared.turn.store(NUMBER.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Leaves a place, whether or not a query was handed over in it.
+    pub fn leave(&self, asked: bool) {
+        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if !asked {
+            self.shared.unanswered.fetch_sub(1, Ordering::Relaxed);
+            self.shared.unwritten.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Hands a query over. Its answer comes through the channel, which closes if the connection ends first.
+    pub fn ask(&self, key: Key, edns_size: Option<u16>) -> oneshot::Receiver<Vec<u8>> {
+        let (reply, answer) = oneshot::channel();
         // If the task has ended, the sender is dropped with the query and the receiver says so.
         let _ = self.queue.send(Ask { key, edns_size, reply });
-        Waiting { answer, shared: Arc::clone(&self.shared) }
-    }
-}
-
-/// An answer that is awaited. Whoever drops it gives its place on the connection to another query.
-pub struct Waiting {
-    answer: oneshot::Receiver<Vec<u8>>,
-    shared: Arc<Shared>,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.shared.room.notify_one();
-    }
-}
-
-impl Waiting {
-    /// The response, whose ID and question match.
-    ///
-    /// # Errors
-    /// [`Broken`] when the connection ended first.
-    pub async fn answer(mut self) -> Result<Vec<u8>, Broken> {
-        (&mut self.answer).await.map_err(|_| Broken)
+        answer
     }
 }
 
@@ -224,6 +290,7 @@ impl Task {
                         }
                         given_up_at = Some(Instant::now() + LINGER);
                     }
+                    self.shared.unwritten.fetch_sub(batch.len(), Ordering::Relaxed);
                     for ask in batch.drain(..) {
                         self.encode(ask, &mut output);
                     }
@@ -235,7 +302,19 @@ impl Task {
         }
         self.shared.closed.store(true, Ordering::Relaxed);
         drop(self.pending); // their receivers see that it broke
-        self.shared.room.notify_waiters();
+        drop(self.asks);
+        if let Some(owner) = self.shared.owner.upgrade() {
+            owner.ended();
+        }
+    }
+
+    /// So many answers came at once.
+    fn answered(&self, answers: u64, now_ns: u64) {
+        let since_ns = now_ns.saturating_sub(self.shared.progress_ns.swap(now_ns, Ordering::Relaxed));
+        self.shared.answered_ns.store(now_ns, Ordering::Relaxed);
+        let known = self.shared.service_ns.load(Ordering::Relaxed);
+        let service = (since_ns / answers).max(known - known / FADING);
+        self.shared.service_ns.store(service, Ordering::Relaxed);
     }
 
     /// Gives a query its ID and appends it to what is to be written.
@@ -254,7 +333,8 @@ impl Task {
     /// Hands out the whole answers at the front of `input`. A message that matches no query is
     /// ignored, unless there is no end of them.
     fn take_answers(&mut self, input: &mut Vec<u8>) -> Result<(), Broken> {
-        let now_ms = self.shared.now_ms();
+        let now_ns = self.shared.now_ns();
+        let mut answers = 0;
         let mut frames = Frames::new(input);
         for message in frames.by_ref() {
             let Some(&id) = message.first_chunk::<2>() else {
@@ -270,13 +350,16 @@ impl Task {
             }
             if let Some(Pending { key, reply }) = self.pending.remove(&id) {
                 self.strangers = 0;
-                self.shared.progress_ms.store(now_ms, Ordering::Relaxed);
+                answers += 1;
                 self.shared.unanswered.fetch_sub(1, Ordering::Relaxed);
                 if let Err(message) = reply.send(message.to_vec()) {
                     // Beyond the channel's bound the next client has to ask again.
                     let _ = self.shared.late.try_send(LateAnswer { key, message });
                 }
             }
+        }
+        if answers > 0 {
+            self.answered(answers, now_ns);
         }
         let used = input.len() - frames.left();
         input.drain(..used);

@@ -1,220 +1,345 @@
 //! One question's way to an answer, inside a deadline: which server, how often, when a second time
 //! elsewhere.
 //!
-//! A try that fails is followed by the next at once. One by TCP that is merely slow is joined by a
-//! second one. One by UDP repeats its datagram from the same port under the same ID, and gives way when
-//! another server should be asked: two outstanding queries would help whoever guesses IDs
+//! A try that fails is followed by the next at once. One by a connection whose answer is late is joined by a
+//! second one as long as the budget of hedges lasts, and in any case when its connection has gone silent;
+//! the first answer counts. One by UDP repeats its datagram from the same port under the same ID, and gives
+//! way when another server should be asked: two outstanding queries would help whoever guesses IDs
 //! (RFC 5452 §5).
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
+use super::connections::Proof;
 use super::health::{Candidate, choose};
-use super::server::{Sending, Server};
-use super::{Attempt, Cause, Exchange, Pool};
+use super::pace::PATIENCE;
+use super::queue::Source;
+use super::server::{Errand, Sending, Server};
+use super::{Attempt, Cause, Exchange, Pool, Why};
 use crate::clock;
 use crate::wire::key::Key;
 use crate::wire::response::{Answer, Kind};
 
 /// dns-rules: tries of one flight at one server, repeated datagrams included.
 const TRIES: u32 = 3;
-/// An answer that is later than this is asked for again, elsewhere where there is an elsewhere.
-const PATIENCE: Duration = Duration::from_millis(1000);
-/// The same for a server that was passed over until now, while another one works: whether it is back is no
-/// client's burden.
-const TRIAL: Duration = Duration::from_millis(250);
-
-type Running = Pin<Box<dyn Future<Output = (usize, Result<Answer, Cause>)> + Send>>;
+/// Queries of one flight that may be outstanding.
+const AT_ONCE: usize = 2;
+/// A datagram is not repeated sooner: one that was lost is rare, and the servers of `system` are far away.
+const DATAGRAM: Duration = Duration::from_millis(200);
 
 /// A question on its way.
 pub(super) struct Asking<'a> {
     pool: &'a Pool,
     key: &'a Key,
+    source: Source,
+    deadline: Instant,
     servers: Arc<Vec<Arc<Server>>>,
-    /// Of each server.
-    tries: Vec<u32>,
-    /// Those that answered with a failure: they would do so again.
-    failed: Vec<bool>,
-    running: FuturesUnordered<Running>,
-    /// The tries behind `running`.
+    /// What has been asked of each server.
+    asked: Vec<Asked>,
+    /// The tries under way, oldest first.
     open: Vec<Try>,
+    tried: usize,
     attempts: Vec<Attempt>,
-    /// When the last try counts as slow.
-    slow_at: Instant,
+    /// When the last try has to be looked at.
+    wake: Instant,
     /// What a client is told if nothing better comes. A server's word says more than another one's silence.
     cause: Cause,
     /// Good answers of the pool when it began.
     answers_before: u64,
 }
 
+/// What has been asked of one server.
+#[derive(Default, Clone)]
+struct Asked {
+    tries: u32,
+    /// It answered with a failure, and would do so again.
+    failed: bool,
+    /// When it was asked first.
+    since: Option<Instant>,
+}
+
 /// A try under way.
 struct Try {
-    number: usize,
     server: usize,
+    why: Why,
     started: Instant,
-    /// It has been joined by another, or could have been.
-    overdue: bool,
+    /// How often it was looked at in vain.
+    looks: u32,
+    /// A hedge was thought of.
+    hedged: bool,
+    /// Its server has been held responsible for its silence.
+    judged: bool,
     sending: Arc<Sending>,
+    answer: Pin<Box<dyn Future<Output = Result<Answer, Cause>> + Send>>,
+}
+
+impl Try {
+    /// Whether it has nothing to wait for: its connection has brought nothing since, or there is none yet at a
+    /// server that answers nobody.
+    fn is_silent(&self, server: &Server) -> bool {
+        match self.sending.connection() {
+            Some((connection, at)) => !connection.has_answered_since(at),
+            None => !server.has_answered_since(self.started),
+        }
+    }
 }
 
 impl<'a> Asking<'a> {
-    pub(super) fn new(pool: &'a Pool, key: &'a Key) -> Self {
+    pub(super) fn new(pool: &'a Pool, key: &'a Key, source: Source) -> Self {
         let servers = pool.servers();
+        let now = Instant::now();
+        pool.budget.earn();
         Self {
             pool,
             key,
-            tries: vec![0; servers.len()],
-            failed: vec![false; servers.len()],
+            source,
+            deadline: now + pool.definition.timeout,
+            asked: vec![Asked::default(); servers.len()],
             servers,
-            running: FuturesUnordered::new(),
             open: Vec::new(),
+            tried: 0,
             attempts: Vec::new(),
-            slow_at: Instant::now(),
+            wake: now,
             cause: Cause::NoServer,
             answers_before: pool.answers.load(Ordering::Relaxed),
         }
     }
 
     pub(super) async fn run(mut self) -> Exchange {
-        let deadline = Instant::now() + self.pool.definition.timeout;
-        let timer = tokio::time::sleep_until(deadline);
+        let timer = tokio::time::sleep_until(self.deadline);
         tokio::pin!(timer);
         loop {
             if !self.is_promising() && !self.go_on() {
                 self.give_up(None);
                 return Exchange { result: Err(self.cause), attempts: self.attempts };
             }
-            let due = deadline.min(self.slow_at);
+            let due = self.deadline.min(self.wake);
             if timer.deadline() != due {
                 timer.as_mut().reset(due);
             }
             tokio::select! {
                 biased; // an answer that is there counts, even if the deadline has come meanwhile
-                Some((number, result)) = self.running.next() => {
-                    if let Some(answer) = self.ended(number, result) {
+                (index, result) = poll_fn(|cx| self.poll(cx)) => {
+                    if let Some(answer) = self.ended(index, result) {
                         return Exchange { result: Ok(answer), attempts: self.attempts };
-                    }
-                    if matches!(&*self.open, [open] if open.overdue) {
-                        self.is_slow();
                     }
                 }
                 () = &mut timer => {
-                    if Instant::now() >= deadline {
+                    if Instant::now() >= self.deadline || self.is_hopeless() {
                         self.cut_off();
                         return Exchange { result: Err(self.cause), attempts: self.attempts };
                     }
-                    self.is_slow();
+                    self.look();
                 }
             }
         }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Result<Answer, Cause>)> {
+        for (index, open) in self.open.iter_mut().enumerate() {
+            if let Poll::Ready(result) = open.answer.as_mut().poll(cx) {
+                return Poll::Ready((index, result));
+            }
+        }
+        Poll::Pending
     }
 
     /// Whether there is a try under way that is worth waiting for. A failure RCODE is taken from one other
     /// server at most, and is a server's answer to all tries at it.
     fn is_promising(&self) -> bool {
-        !self.has_failed_twice() && self.open.iter().any(|open| !self.failed[open.server])
+        !self.has_failed_twice() && self.open.iter().any(|open| !self.asked[open.server].failed)
     }
 
     fn has_failed_twice(&self) -> bool {
-        self.failed.iter().filter(|&&failed| failed).count() > 1
+        self.asked.iter().filter(|asked| asked.failed).count() > 1
+    }
+
+    /// Whether nobody is there to answer, as probes have shown meanwhile.
+    fn is_hopeless(&self) -> bool {
+        self.servers.iter().all(|server| server.health.is_down())
     }
 
     /// Starts the next try. False when there is no point in another.
     fn go_on(&mut self) -> bool {
         let next = if self.has_failed_twice() { None } else { self.next() };
-        next.map(|index| self.start(index)).is_some()
+        let why = if self.tried == 0 { Why::First } else { Why::Failed };
+        next.map(|index| self.start(index, why)).is_some()
     }
 
-    /// No answer for a while.
-    fn is_slow(&mut self) {
-        self.slow_at = Instant::now() + PATIENCE;
-        let [running] = &mut *self.open else { return };
-        running.overdue = true;
-        let (current, sending) = (running.server, Arc::clone(&running.sending));
-        let Some(index) = self.next() else { return };
-        if sending.is_udp() {
-            if index == current {
-                return sending.repeat();
+    /// No answer for a while: is there a reason to ask again?
+    fn look(&mut self) {
+        let Some(newest) = self.open.last_mut() else { return };
+        let server = &self.servers[newest.server];
+        let (waited, silence) = (newest.started.elapsed(), server.pace.silent_after());
+        if newest.sending.is_udp() {
+            newest.looks += 1;
+            self.look_at_datagram();
+        } else if waited >= silence.min(PATIENCE) {
+            newest.looks += 1;
+            if waited >= PATIENCE || newest.is_silent(server) {
+                self.ask_again(Why::Silent);
             }
-            self.cut_off();
+        } else if !newest.hedged && waited >= server.pace.late_after() {
+            newest.hedged = true;
+            if self.open.len() < AT_ONCE && self.pool.budget.spend() {
+                self.pool.hedges.sent.add(1);
+                self.ask_again(Why::Hedge);
+            } else {
+                self.pool.hedges.denied.add(1);
+            }
         }
-        self.start(index);
+        self.plan();
     }
 
-    /// The server of the next try; `None` when each was asked often enough.
+    /// When the last try is looked at next.
+    fn plan(&mut self) {
+        let Some(newest) = self.open.last() else { return };
+        let pace = &self.servers[newest.server].pace;
+        let after = if newest.sending.is_udp() {
+            pace.silent_after().max(DATAGRAM) * ((1 << newest.looks.min(8)) * 2 - 1)
+        } else if !newest.hedged && newest.looks == 0 && pace.late_after() < pace.silent_after() {
+            pace.late_after()
+        } else {
+            pace.silent_after() * ((1 << newest.looks.min(8)) * 2 - 1)
+        };
+        self.wake = newest.started + after;
+    }
+
+    /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many.
+    fn ask_again(&mut self, why: Why) {
+        if why == Why::Silent {
+            for index in 0..self.open.len() {
+                self.judge(index);
+            }
+        }
+        let Some(index) = self.next() else { return };
+        if self.open.len() >= AT_ONCE {
+            let oldest = self.open.remove(0);
+            self.write_down(&oldest, Some(Cause::Timeout));
+        }
+        self.start(index, why);
+    }
+
+    /// The same for a datagram.
+    fn look_at_datagram(&mut self) {
+        let last = self.open.len() - 1;
+        self.judge(last);
+        let current = self.open[last].server;
+        let sending = Arc::clone(&self.open[last].sending);
+        let Some(index) = self.next() else { return };
+        if index == current {
+            return sending.repeat();
+        }
+        self.cut_off();
+        self.start(index, Why::Silent);
+    }
+
+    /// Holds the server of a try responsible, once, if it has been silent towards everybody for as long.
+    fn judge(&mut self, index: usize) {
+        let open = &mut self.open[index];
+        let server = &self.servers[open.server];
+        let silent = open.started.elapsed() >= server.pace.silent_after().min(PATIENCE);
+        if silent && !open.judged && !self.asked[open.server].failed && !server.has_answered_since(open.started) {
+            open.judged = true;
+            self.pool.has_failed(server);
+        }
+    }
+
+    /// The server of the next try; `None` when each was asked often enough, or is known to be down.
     fn next(&mut self) -> Option<usize> {
-        let now = clock::now();
         // What a server has said is not checked with one that is known not to answer: the client would wait
         // for nothing.
-        let second_opinion = self.failed.contains(&true);
+        let second_opinion = self.asked.iter().any(|asked| asked.failed);
+        let now = clock::now();
         let candidate = |index: usize| {
-            let server = &self.servers[index];
-            let ejected = server.health.is_ejected(now);
-            let passed_over = self.failed[index] || (ejected && second_opinion);
-            let tries = if passed_over { TRIES } else { self.tries[index] };
-            Candidate { ejected, tries, in_flight: server.in_flight() }
+            let (server, asked) = (&self.servers[index], &self.asked[index]);
+            let passed_over = server.health.is_passed_over();
+            let out = asked.failed || server.health.is_down() || (passed_over && second_opinion);
+            Candidate {
+                passed_over,
+                tries: if out { TRIES } else { asked.tries },
+                load: server.load(),
+                share: server.health.share(now),
+            }
         };
         let index = match self.servers.len() {
-            1 => (self.tries[0] < TRIES && !self.failed[0]).then_some(0)?,
+            0 => return None,
+            1 => {
+                let (asked, health) = (&self.asked[0], &self.servers[0].health);
+                (asked.tries < TRIES && !asked.failed && !health.is_down()).then_some(0)
+            }
             count => {
                 let candidates: Vec<Candidate> = (0..count).map(candidate).collect();
                 let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
-                let random = rand::random::<u32>() as usize;
-                choose(self.pool.definition.policy, &candidates, TRIES, turn, random)?
+                choose(self.pool.definition.policy, &candidates, TRIES, turn, rand::random())
             }
         };
-        self.tries[index] += 1;
-        let was_passed_over = self.servers[index].health.tried(now);
-        let works = |(other, server): (usize, &Arc<Server>)| other != index && !server.health.is_ejected(now);
-        let is_trial = was_passed_over && self.servers.iter().enumerate().any(works);
-        self.slow_at = Instant::now() + if is_trial { TRIAL } else { PATIENCE };
-        Some(index)
+        if index.is_none() && self.cause == Cause::NoServer && self.tried == 0 {
+            self.cause = Cause::Connect;
+        }
+        self.asked[index?].tries += 1;
+        index
     }
 
     /// Asks a server. One that was asked before may have left the question on a dead connection.
-    fn start(&mut self, index: usize) {
-        let number = self.attempts.len() + self.open.len();
+    fn start(&mut self, index: usize, why: Why) {
+        let now = Instant::now();
         let (server, key) = (Arc::clone(&self.servers[index]), self.key.clone());
         let sending = Arc::new(Sending::new(server.is_udp_first()));
-        let again = self.tries[index] > 1;
-        self.open.push(Try {
-            number,
-            server: index,
-            started: Instant::now(),
-            overdue: false,
-            sending: Arc::clone(&sending),
+        let asked = &mut self.asked[index];
+        let proof = asked.since.map(|since| {
+            let last = self.open.iter().rev().find(|open| open.server == index);
+            let not = last.and_then(|open| open.sending.connection()).map(|(connection, _)| connection.number);
+            Proof { since, not }
         });
-        self.running.push(Box::pin(async move { (number, server.ask(&key, again, &sending).await) }));
+        asked.since.get_or_insert(now);
+        let errand = Errand { source: self.source, proof, deadline: self.deadline };
+        self.tried += 1;
+        let sent = Arc::clone(&sending);
+        let answer = Box::pin(async move { server.ask(&key, &errand, &sent).await });
+        self.open.push(Try {
+            server: index,
+            why,
+            started: now,
+            looks: 0,
+            hedged: false,
+            judged: false,
+            sending,
+            answer,
+        });
+        self.plan();
     }
 
     /// Writes down a try that ended, and gives the answer if it is good.
-    fn ended(&mut self, number: usize, result: Result<Answer, Cause>) -> Option<Answer> {
-        let at = self.open.iter().position(|open| open.number == number)?;
-        let done = self.open.swap_remove(at);
+    fn ended(&mut self, index: usize, result: Result<Answer, Cause>) -> Option<Answer> {
+        let done = self.open.remove(index);
         let server = &self.servers[done.server];
         let failed = match &result {
             Ok(answer) => {
-                server.health.answered();
-                server.durations.observe(done.started.elapsed(), 1);
+                server.answered(done.started.elapsed());
+                if server.health.answered(clock::now()) {
+                    tracing::info!(server = %server.label, "answers again");
+                }
                 match answer.kind {
                     Kind::Failure(code) => Some(Cause::Rcode(code)),
                     _ => None,
                 }
             }
             Err(cause) => {
-                // Who answers, if badly, is there: no reason to pass it over for all other names.
-                if *cause != Cause::Malformed {
-                    server.health.failed(clock::now());
-                }
+                self.was_no_answer(&done, *cause);
                 Some(*cause)
             }
         };
         if failed.is_none() {
+            if done.why == Why::Hedge {
+                self.pool.hedges.won.add(1);
+            }
             self.give_up(Some(done.server));
         }
         self.write_down(&done, failed);
@@ -224,31 +349,52 @@ impl<'a> Asking<'a> {
                 Some(answer)
             }
             (Some(cause), _) => {
-                self.failed[done.server] |= matches!(cause, Cause::Rcode(_));
+                self.asked[done.server].failed |= matches!(cause, Cause::Rcode(_));
                 self.failed(cause);
+                self.plan();
                 None
             }
             (None, Err(_)) => None,
         }
     }
 
+    /// A try ended without an answer: does that speak against its server? One that answers badly is there, and
+    /// a connection that worked before may end for many reasons.
+    fn was_no_answer(&mut self, done: &Try, cause: Cause) {
+        let worked = done.sending.connection().is_some_and(|(connection, _)| connection.has_answered());
+        match cause {
+            Cause::Malformed => {}
+            Cause::Closed if worked => {}
+            Cause::Busy => self.asked[done.server].tries = TRIES,
+            _ => self.pool.has_failed(&self.servers[done.server]),
+        }
+    }
+
     /// Writes down the tries that are given up, because one at the server `answered` was or because there is no
     /// point in waiting. A server that keeps being overtaken is passed over in the end, like one that fails.
     fn give_up(&mut self, answered: Option<usize>) {
-        for open in std::mem::take(&mut self.open) {
-            let was_slow = open.overdue || open.started.elapsed() >= PATIENCE;
-            if was_slow && Some(open.server) != answered && !self.failed[open.server] {
-                self.servers[open.server].health.failed(clock::now());
+        for index in 0..self.open.len() {
+            if Some(self.open[index].server) != answered {
+                self.judge(index);
             }
-            self.write_down(&open, Some(if was_slow { Cause::Timeout } else { Cause::GivenUp }));
+        }
+        for open in std::mem::take(&mut self.open) {
+            let server = &self.servers[open.server];
+            let waited = open.started.elapsed();
+            let late = waited >= server.pace.late_after();
+            if late {
+                server.pace.observe(waited);
+            }
+            self.write_down(&open, Some(if late { Cause::Timeout } else { Cause::GivenUp }));
         }
     }
 
     /// Ends what is running for want of an answer.
     fn cut_off(&mut self) {
-        self.running.clear();
+        for index in 0..self.open.len() {
+            self.judge(index);
+        }
         for open in std::mem::take(&mut self.open) {
-            self.servers[open.server].health.failed(clock::now());
             self.write_down(&open, Some(Cause::Timeout));
             self.failed(Cause::Timeout);
         }
@@ -272,7 +418,9 @@ impl<'a> Asking<'a> {
         }
         self.attempts.push(Attempt {
             server: Arc::clone(&server.label),
+            why: done.why,
             sent: done.sending.sent(),
+            waited: done.sending.connection().map(|(_, at)| at.saturating_duration_since(done.started)),
             took: done.started.elapsed(),
             failed,
         });

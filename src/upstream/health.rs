@@ -1,70 +1,112 @@
-//! Whether a server has been failing, and which server is asked next: functions of state and `now`.
+//! Whether a server works, and which server is asked next: functions of state and `now`.
+//!
+//! A server that fails several times in a row is passed over at once, and probed. Until a probe has failed
+//! too it is only under suspicion, and better than nothing; after that it is down. Any answer brings it
+//! back, with a share of the queries that grows over as long a time as it was away.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::ServerPolicy;
 
 /// Transport failures in a row after which a server is passed over.
 const FAILURES: u32 = 3;
-/// How long it is passed over before one query tries it again.
-const EJECTED: Duration = Duration::from_secs(1);
+/// The longest time in which a server that came back gets less than its share.
+const RAMP: Duration = Duration::from_secs(5);
+/// Its share at the beginning.
+const FIRST_SHARE: f64 = 0.1;
 
 /// A server's recent past.
 #[derive(Debug, Default)]
-pub struct Health(Mutex<State>);
+pub struct Health(Mutex<Standing>);
 
-#[derive(Debug, Default, Clone, Copy)]
-struct State {
-    failures: u32,
-    ejected_until: Option<Instant>,
+#[derive(Debug, Clone, Copy)]
+enum Standing {
+    /// Failures since its last answer, and when and after how long it came back.
+    Working { failures: u32, back: Option<(Instant, Duration)> },
+    /// Passed over since then; down once a probe has failed.
+    PassedOver { since: Instant, down: bool },
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self::Working { failures: 0, back: None }
+    }
 }
 
 impl Health {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An answer came, of whatever RCODE.
-    pub fn answered(&self) {
-        *self.state() = State::default();
-    }
-
-    /// A try failed below DNS.
-    pub fn failed(&self, now: Instant) {
-        let mut state = self.state();
-        state.failures = state.failures.saturating_add(1);
-        if state.failures >= FAILURES {
-            state.ejected_until = Some(now + EJECTED);
+    /// An answer came, of whatever RCODE. True if it was passed over until now.
+    pub fn answered(&self, now: Instant) -> bool {
+        let mut standing = self.standing();
+        match &mut *standing {
+            Standing::Working { failures, .. } => {
+                *failures = 0;
+                false
+            }
+            Standing::PassedOver { since, .. } => {
+                let away = now.saturating_duration_since(*since).min(RAMP);
+                *standing = Standing::Working { failures: 0, back: Some((now, away)) };
+                true
+            }
         }
     }
 
-    /// The server is about to be asked. If it was passed over until now, this is the one query that
-    /// tries it again: the others go on passing it over until that one has ended. True if it is.
-    pub fn tried(&self, now: Instant) -> bool {
-        let mut state = self.state();
-        let again = state.ejected_until.is_some_and(|until| until <= now);
-        if again {
-            state.ejected_until = Some(now + EJECTED);
+    /// A try failed below DNS. True if it is passed over from now on.
+    pub fn failed(&self, now: Instant) -> bool {
+        let mut standing = self.standing();
+        let Standing::Working { failures, .. } = &mut *standing else { return false };
+        *failures += 1;
+        let passed_over = *failures >= FAILURES;
+        if passed_over {
+            *standing = Standing::PassedOver { since: now, down: false };
         }
-        again
+        passed_over
     }
 
-    /// Whether the server is passed over at `now`.
-    pub fn is_ejected(&self, now: Instant) -> bool {
-        self.state().ejected_until.is_some_and(|until| now < until)
+    /// A probe failed.
+    pub fn probe_failed(&self) {
+        if let Standing::PassedOver { down, .. } = &mut *self.standing() {
+            *down = true;
+        }
+    }
+
+    /// Whether it is passed over.
+    pub fn is_passed_over(&self) -> bool {
+        matches!(*self.standing(), Standing::PassedOver { .. })
+    }
+
+    /// Whether it is passed over, and a probe has failed since.
+    pub fn is_down(&self) -> bool {
+        matches!(*self.standing(), Standing::PassedOver { down: true, .. })
+    }
+
+    /// The part of its share of queries that it should get, up to 1.
+    pub fn share(&self, now: Instant) -> f64 {
+        match *self.standing() {
+            Standing::Working { back: Some((at, away)), .. } if !away.is_zero() => {
+                let back = now.saturating_duration_since(at).as_secs_f64() / away.as_secs_f64();
+                back.clamp(FIRST_SHARE, 1.0)
+            }
+            _ => 1.0,
+        }
     }
 }
 
 /// What the choice among servers sees of one of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     /// It is passed over unless all are.
-    pub ejected: bool,
+    pub passed_over: bool,
     /// Times that this flight has asked it.
     pub tries: u32,
-    /// Queries in flight to it.
-    pub in_flight: usize,
+    /// Queries that it has not answered.
+    pub load: usize,
+    /// The part of its share of queries that it should get, up to 1.
+    pub share: f64,
 }
 
 /// The index of the server to ask: one that this flight has asked least and that works, by policy
@@ -74,23 +116,29 @@ pub fn choose(
     candidates: &[Candidate],
     max_tries: u32,
     turn: usize,
-    random: usize,
+    random: u32,
 ) -> Option<usize> {
-    let rank = |index: usize| (candidates[index].ejected, candidates[index].tries);
+    let rank = |index: usize| (candidates[index].passed_over, candidates[index].tries);
     let open = |&index: &usize| candidates[index].tries < max_tries;
     let best = (0..candidates.len()).filter(open).map(rank).min()?;
     let equals = || (0..candidates.len()).filter(open).filter(|&index| rank(index) == best);
-    let nth = |n: usize| equals().nth(n % equals().count());
+    if policy == ServerPolicy::LeastLoaded {
+        let cost = |index: usize| (candidates[index].load + 1) as f64 / candidates[index].share;
+        let least = equals().map(cost).min_by(f64::total_cmp)?;
+        let idle = || equals().filter(|&index| cost(index) <= least);
+        return idle().nth(random as usize % idle().count());
+    }
+    // One that has just come back is left out as often as its share says.
+    let chance = f64::from(random) / f64::from(u32::MAX);
+    let full = |&index: &usize| chance < candidates[index].share || candidates[index].share >= 1.0;
+    let nth = |n: usize| match equals().filter(full).count() {
+        0 => equals().nth(n % equals().count()),
+        count => equals().filter(full).nth(n % count),
+    };
     match policy {
-        ServerPolicy::Sequential => nth(0),
+        ServerPolicy::Sequential | ServerPolicy::LeastLoaded => nth(0),
         ServerPolicy::RoundRobin => nth(turn),
-        ServerPolicy::Random => nth(random),
-        ServerPolicy::LeastLoaded => {
-            let least = equals().map(|index| candidates[index].in_flight).min()?;
-            let mut idle = equals().filter(|&index| candidates[index].in_flight == least);
-            let count = idle.clone().count();
-            idle.nth(random % count)
-        }
+        ServerPolicy::Random => nth(random as usize),
     }
 }
 
@@ -98,23 +146,24 @@ pub fn choose(
 mod tests {
     use super::*;
 
-    const FRESH: Candidate = Candidate { ejected: false, tries: 0, in_flight: 0 };
+    const FRESH: Candidate = Candidate { passed_over: false, tries: 0, load: 0, share: 1.0 };
+    const POLICIES: [ServerPolicy; 4] = [
+        ServerPolicy::LeastLoaded,
+        ServerPolicy::Random,
+        ServerPolicy::RoundRobin,
+        ServerPolicy::Sequential,
+    ];
 
     #[test]
-    fn a_server_not_yet_asked_and_not_ejected_comes_first() {
+    fn a_server_not_yet_asked_and_not_passed_over_comes_first() {
         let tried = Candidate { tries: 1, ..FRESH };
-        let ejected = Candidate { ejected: true, ..FRESH };
-        for policy in [
-            ServerPolicy::LeastLoaded,
-            ServerPolicy::Random,
-            ServerPolicy::RoundRobin,
-            ServerPolicy::Sequential,
-        ] {
+        let passed_over = Candidate { passed_over: true, ..FRESH };
+        for policy in POLICIES {
             for random in 0..5 {
-                let choose = |of: &[Candidate]| choose(policy, of, 3, random, random);
-                assert_eq!(choose(&[tried, FRESH, ejected]), Some(1));
-                assert_eq!(choose(&[ejected, tried]), Some(1), "one that works before one that does not");
-                assert_eq!(choose(&[ejected]), Some(0), "all ejected: any is better than none");
+                let choose = |of: &[Candidate]| choose(policy, of, 3, random as usize, random);
+                assert_eq!(choose(&[tried, FRESH, passed_over]), Some(1));
+                assert_eq!(choose(&[passed_over, tried]), Some(1), "one that works before one that does not");
+                assert_eq!(choose(&[passed_over]), Some(0), "all passed over: any is better than none");
                 assert_eq!(choose(&[Candidate { tries: 3, ..FRESH }]), None);
                 assert_eq!(choose(&[]), None);
             }
@@ -123,29 +172,58 @@ mod tests {
 
     #[test]
     fn policies_choose_among_equals() {
-        let load = |in_flight| Candidate { in_flight, ..FRESH };
+        let load = |load| Candidate { load, ..FRESH };
         let servers = [load(5), load(2), load(2)];
-        let all = |policy| (0..6).map(|n| choose(policy, &servers, 3, n, n).unwrap()).collect::<Vec<_>>();
+        let all =
+            |policy| (0..6).map(|n| choose(policy, &servers, 3, n as usize, n).unwrap()).collect::<Vec<_>>();
         assert_eq!(all(ServerPolicy::Sequential), [0; 6]);
         assert_eq!(all(ServerPolicy::RoundRobin), [0, 1, 2, 0, 1, 2]);
         assert_eq!(all(ServerPolicy::LeastLoaded), [1, 2, 1, 2, 1, 2]);
     }
 
     #[test]
-    fn three_failures_in_a_row_eject_for_a_second() {
+    fn one_that_came_back_gets_its_share_and_no_more() {
+        let back = Candidate { share: 0.25, ..FRESH };
+        for policy in [ServerPolicy::Random, ServerPolicy::RoundRobin, ServerPolicy::Sequential] {
+            let chosen = |n: u32| choose(policy, &[back, FRESH], 3, n as usize, n.wrapping_mul(2_654_435_769));
+            let times = (0..1000).filter(|&n| chosen(n) == Some(0)).count();
+            let share = if policy == ServerPolicy::Sequential { 250 } else { 125 };
+            assert!(times.abs_diff(share) < 40, "{policy:?}: {times}");
+            assert_eq!(choose(policy, &[back], 3, 0, u32::MAX), Some(0), "the only one");
+        }
+        let choose = |load| {
+            let busy = Candidate { load, ..FRESH };
+            choose(ServerPolicy::LeastLoaded, &[back, busy], 3, 0, 0)
+        };
+        assert_eq!((choose(2), choose(4)), (Some(1), Some(0)));
+    }
+
+    #[test]
+    fn three_failures_in_a_row_pass_a_server_over_until_it_answers() {
         let (health, now) = (Health::default(), Instant::now());
-        health.failed(now);
-        health.failed(now);
-        assert!(!health.is_ejected(now));
-        health.failed(now);
-        assert!(health.is_ejected(now));
-        let later = now + EJECTED;
-        assert!(!health.is_ejected(later));
-        assert!(health.tried(later) && !health.tried(later));
-        assert!(health.is_ejected(later), "one query tries it again, not all");
-        health.answered();
-        assert!(!health.is_ejected(later));
-        health.failed(now);
-        assert!(!health.is_ejected(now));
+        assert!(!health.failed(now) && !health.failed(now));
+        assert!(!health.answered(now), "in a row");
+        assert!(!health.failed(now) && !health.failed(now) && !health.is_passed_over());
+        assert!(health.failed(now) && !health.failed(now), "said once");
+        assert!(health.is_passed_over() && !health.is_down());
+        health.probe_failed();
+        assert!(health.is_down());
+        assert!(health.answered(now));
+        assert!(!health.is_passed_over() && !health.is_down());
+    }
+
+    #[test]
+    fn a_share_grows_for_as_long_as_the_server_was_away() {
+        let (health, start) = (Health::default(), Instant::now());
+        let after = |ms| start + Duration::from_millis(ms);
+        (0..3).for_each(|_| drop(health.failed(start)));
+        health.answered(after(1000));
+        assert_eq!([1000, 1500, 2000, 9000].map(|ms| health.share(after(ms))), [0.1, 0.5, 1.0, 1.0]);
+        (0..3).for_each(|_| drop(health.failed(after(10_000))));
+        health.answered(after(10_000));
+        assert_eq!(health.share(after(10_000)), 1.0, "it was never away");
+        (0..3).for_each(|_| drop(health.failed(after(10_000))));
+        health.answered(after(3_600_000));
+        assert_eq!(health.share(after(3_602_500)), 0.5, "5 s at most");
     }
 }

@@ -1,15 +1,18 @@
 //! One server: its connections, and UDP where that comes first.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::connection::{Broken, Connection};
+use super::connections::{Connections, Proof};
 use super::health::Health;
+use super::pace::Pace;
+use super::queue::Source;
 use super::transport::Network;
 use super::{Cause, Counts, Late, Sent};
 use crate::config;
@@ -21,11 +24,6 @@ use crate::wire::{HEADER, flag, name, rcode, u16_at};
 /// Seconds for which a server that does not know OPT is asked without. It may have been one bad moment, or
 /// the server may have learned it since.
 const PLAIN: u64 = 3600;
-/// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
-const CONNECT: Duration = Duration::from_millis(1500);
-/// A connection that has answered none of its queries for so long is the last choice for another: it may be dead,
-/// or its server be waiting for one answer before it looks for the next.
-const STALLED: Duration = Duration::from_millis(500);
 /// Datagrams that did not match, after which the query goes by TCP: each is a guess at ID and port.
 const STRANGERS: usize = 64;
 
@@ -43,13 +41,25 @@ pub struct Settings {
     pub late: Late,
 }
 
+/// On whose behalf a server is asked, and what is known from earlier tries.
+#[derive(Debug, Clone, Copy)]
+pub struct Errand {
+    /// Whose question it is.
+    pub source: Source,
+    /// What a connection must have shown, if there was a try before.
+    pub proof: Option<Proof>,
+    /// When nobody waits any more.
+    pub deadline: Instant,
+}
+
 /// What a try has sent so far, visible while it is under way.
 #[derive(Debug)]
 pub struct Sending {
     udp_first: bool,
     udp: AtomicU32,
     tcp: AtomicU32,
-    reused: AtomicBool,
+    /// The connection it went by, when, and whether that had carried queries before.
+    by: OnceLock<(Arc<Connection>, Instant, bool)>,
     repeat: Notify,
 }
 
@@ -57,7 +67,7 @@ impl Sending {
     /// Nothing yet.
     pub fn new(udp_first: bool) -> Self {
         let (udp, tcp) = Default::default();
-        Self { udp_first, udp, tcp, reused: AtomicBool::new(false), repeat: Notify::new() }
+        Self { udp_first, udp, tcp, by: OnceLock::new(), repeat: Notify::new() }
     }
 
     /// Has the datagram sent again: the one before may be lost.
@@ -70,12 +80,19 @@ impl Sending {
         self.udp_first && self.tcp.load(Ordering::Relaxed) == 0
     }
 
+    /// The connection that it went by, and when.
+    pub fn connection(&self) -> Option<(&Connection, Instant)> {
+        self.by.get().map(|(connection, at, _)| (&**connection, *at))
+    }
+
     /// So far.
     pub fn sent(&self) -> Sent {
+        let by = self.by.get();
         Sent {
             udp: self.udp.load(Ordering::Relaxed),
             tcp: self.tcp.load(Ordering::Relaxed),
-            reused: self.reused.load(Ordering::Relaxed),
+            reused: by.is_some_and(|(.., reused)| *reused),
+            connection: by.map(|(connection, ..)| connection.number),
         }
     }
 }
@@ -115,17 +132,19 @@ pub struct Server {
     pub how: How,
     /// Whether it has been failing.
     pub health: Health,
+    /// How long it usually takes.
+    pub pace: Arc<Pace>,
     /// Times from asking to the answer.
     pub durations: Histogram,
     settings: Arc<Settings>,
     /// Seconds since `started` until which it is asked without OPT, since it answered FORMERR or NOTIMP to ours.
     plain_until: AtomicU64,
     started: Instant,
-    pool: Mutex<Vec<Arc<Connection>>>,
-    opening: AtomicUsize,
+    connections: Arc<Connections>,
     /// Queries being asked by UDP.
     udp_in_flight: AtomicUsize,
-    room: Arc<Notify>,
+    /// Nanoseconds since `started` to its last answer; 0 before the first.
+    answered_ns: AtomicU64,
     /// What is counted of it.
     pub counts: Arc<Counts>,
 }
@@ -134,20 +153,22 @@ impl Server {
     /// A server without connections; they are opened when there is demand.
     pub fn new(addr: SocketAddr, how: How, settings: Arc<Settings>) -> Arc<Self> {
         let label: Arc<str> = format!("{}://{addr}", how.scheme()).into();
+        let (counts, pace): (Arc<Counts>, Arc<Pace>) = Default::default();
+        let connections = Connections::new(addr, Arc::clone(&settings), Arc::clone(&counts), Arc::clone(&pace));
         Arc::new(Self {
             addr,
             label,
             how,
             health: Health::default(),
+            pace,
             durations: Histogram::default(),
             settings,
             plain_until: AtomicU64::new(0),
             started: Instant::now(),
-            pool: Mutex::default(),
-            opening: AtomicUsize::new(0),
+            connections,
             udp_in_flight: AtomicUsize::new(0),
-            room: Arc::new(Notify::new()),
-            counts: Arc::default(),
+            answered_ns: AtomicU64::new(0),
+            counts,
         })
     }
 
@@ -158,30 +179,47 @@ impl Server {
 
     /// Queries in flight to it.
     pub fn in_flight(&self) -> usize {
-        let connections: usize = self.connections().iter().map(|connection| connection.in_flight()).sum();
-        connections + self.udp_in_flight.load(Ordering::Relaxed)
+        self.connections.in_flight() + self.udp_in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Queries that it has not answered, whether or not somebody waits for them.
+    pub fn load(&self) -> usize {
+        self.connections.load() + self.udp_in_flight.load(Ordering::Relaxed)
+    }
+
+    /// It answered after so long, whatever it said.
+    pub fn answered(&self, took: Duration) {
+        self.pace.observe(took);
+        self.durations.observe(took, 1);
+        self.answered_ns.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether an answer of it came at `since` or later.
+    pub fn has_answered_since(&self, since: Instant) -> bool {
+        let answered_ns = self.answered_ns.load(Ordering::Relaxed);
+        (answered_ns > 0 && self.started + Duration::from_nanos(answered_ns) >= since)
+            || self.connections.have_answered_since(since)
     }
 
     /// Open connections.
     pub fn open(&self) -> usize {
-        self.connections().len()
+        self.connections.open()
     }
 
     /// Asks it once, by the transport that comes first, and by TCP when UDP truncated the answer.
-    /// With `again`, a connection gave no answer before, and others may be as dead or busy: a new one is used.
     ///
     /// # Errors
     /// Why there is no usable answer.
-    pub async fn ask(self: &Arc<Self>, key: &Key, again: bool, sending: &Sending) -> Result<Answer, Cause> {
+    pub async fn ask(&self, key: &Key, errand: &Errand, sending: &Sending) -> Result<Answer, Cause> {
         let now = self.started.elapsed().as_secs();
         let edns_size = (self.plain_until.load(Ordering::Relaxed) <= now).then_some(self.settings.edns_size);
-        let answer = self.ask_with(key, edns_size, again, sending).await?;
+        let answer = self.ask_with(key, edns_size, errand, sending).await?;
         let refused = matches!(answer.kind, Kind::Failure(rcode::FORMERR | rcode::NOTIMP));
         if edns_size.is_none() || !refused {
             return Ok(answer);
         }
         // RFC 6891 §7: it may not know OPT.
-        let plain = self.ask_with(key, None, false, sending).await?;
+        let plain = self.ask_with(key, None, errand, sending).await?;
         if !matches!(plain.kind, Kind::Failure(_)) {
             self.plain_until.store(now + PLAIN, Ordering::Relaxed);
         }
@@ -189,10 +227,10 @@ impl Server {
     }
 
     async fn ask_with(
-        self: &Arc<Self>,
+        &self,
         key: &Key,
         edns_size: Option<u16>,
-        again: bool,
+        errand: &Errand,
         sending: &Sending,
     ) -> Result<Answer, Cause> {
         if self.is_udp_first() {
@@ -206,10 +244,14 @@ impl Server {
                 return Ok(answer);
             }
         }
-        let connection = self.connection(again).await?;
-        sending.reused.store(connection.is_used(), Ordering::Relaxed);
+        let now = Instant::now();
+        let left = errand.deadline.saturating_duration_since(now);
+        let place = self.connections.place(errand.source, errand.proof, left).await?;
+        let connection = Arc::clone(place.connection());
+        let reused = connection.is_used();
+        let _ = sending.by.set((connection, Instant::now(), reused));
         sending.tcp.fetch_add(1, Ordering::Relaxed);
-        let message = connection.ask(key.clone(), edns_size).answer().await;
+        let message = place.ask(key, edns_size).await;
         // Over TCP nothing has a reason to be truncated.
         read(message.map_err(|Broken| Cause::Closed)?, key)?.ok_or(Cause::Malformed)
     }
@@ -263,85 +305,22 @@ impl Server {
         }
     }
 
-    /// The connection with the fewest unanswered queries, those last that bring nothing at all. While all are
-    /// busy another one is opened beside them, up to the bound: CoreDNS answers the queries of one connection
-    /// one by one. With `fresh` it is that other one, as long as the bound allows it.
-    async fn connection(self: &Arc<Self>, fresh: bool) -> Result<Arc<Connection>, Cause> {
-        loop {
-            let room = self.room.notified();
-            let mut opened = None;
-            {
-                let pool = self.connections();
-                let has_room = |of: &&Arc<Connection>| of.in_flight() < self.settings.connections.in_flight;
-                let now = Instant::now();
-                let cost = |of: &&Arc<Connection>| (of.is_stuck(now, STALLED), of.unanswered());
-                let best = pool.iter().filter(has_room).min_by_key(cost);
-                let load = best.map_or(usize::MAX, |best| best.unanswered());
-                let may_open =
-                    pool.len() + self.opening.load(Ordering::Relaxed) < self.settings.connections.max;
-                if may_open && (fresh || load > 0 || pool.len() < self.settings.connections.min) {
-                    self.opening.fetch_add(1, Ordering::Relaxed);
-                    opened = Some(tokio::spawn(Arc::clone(self).open_one()));
-                }
-                let waits = fresh && may_open;
-                if let Some(best) = best.filter(|_| !waits) {
-                    return Ok(Arc::clone(best));
-                }
-            }
-            match opened {
-                Some(opened) => {
-                    let connection = opened.await.map_err(|_| Cause::Connect)??;
-                    if fresh {
-                        return Ok(connection);
-                    }
-                }
-                None if self.open() == 0 && self.opening.load(Ordering::Relaxed) == 0 => {}
-                None => room.await,
-            }
+    /// Whether it answers at all: by a datagram, or by a new connection, which is kept if it does.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn probe(&self, key: &Key) -> Result<(), Cause> {
+        if self.is_udp_first() {
+            let sending = Sending::new(true);
+            return self.ask_udp(key, Some(self.settings.edns_size), &sending).await.map(drop);
         }
-    }
-
-    /// Opens a connection and puts it into the pool.
-    async fn open_one(self: Arc<Self>) -> Result<Arc<Connection>, Cause> {
-        let stream = timeout(CONNECT, self.settings.network.connect(self.addr)).await;
-        let connects = &self.counts.connects;
-        match &stream {
-            Ok(Ok(_)) => connects.ok.add(1),
-            Ok(Err(_)) => connects.failed.add(1),
-            Err(_) => connects.timeout.add(1),
-        }
-        let mut opened = Err(Cause::Connect);
-        if let Ok(Ok(stream)) = stream {
-            // 10 % more or less, so that connections opened together do not end together.
-            let age = self.settings.connections.max_age.mul_f64(rand::random_range(0.9..1.1));
-            let room = Arc::clone(&self.room);
-            let (counts, late) = (Arc::clone(&self.counts), self.settings.late.clone());
-            let connection = Arc::new(Connection::start(stream, Instant::now() + age, room, counts, late));
-            self.connections().push(Arc::clone(&connection));
-            opened = Ok(connection);
-        }
-        self.opening.fetch_sub(1, Ordering::Relaxed);
-        self.room.notify_waiters();
-        opened
-    }
-
-    /// The usable connections. Those that ended or are too old leave the pool here; an old one
-    /// goes on until its queries are answered.
-    fn connections(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        pool.retain(|connection| connection.is_open() && connection.retire_at > now);
-        pool
+        self.connections.probe(key, Some(self.settings.edns_size)).await
     }
 
     /// Lets go of connections that nothing has used for a while, before the server does, and of those
     /// on which nothing has been answered for `patience`.
     pub fn tidy(&self, patience: Duration) {
-        let now = Instant::now();
-        self.connections().retain(|connection| {
-            connection.idle_for(now) < self.settings.connections.idle && !connection.is_stuck(now, patience)
-        });
-        self.room.notify_waiters();
+        self.connections.tidy(patience);
     }
 }
 

@@ -1,0 +1,449 @@
+//! The connections to one server, those being opened, and the queries that wait for room on them.
+//!
+//! Queries go breadth first: CoreDNS answers those of one connection one after the other. A connection is
+//! judged by what it brings, since one address may hide several servers: one that has been silent while it
+//! owes answers is the last choice, and a query that is asked again goes by a connection that has brought
+//! something since, or by a new one.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use super::connection::{Broken, Connection, Owner};
+use super::pace::Pace;
+use super::queue::{Queue, Source, Ticket, fits};
+use super::server::Settings;
+use super::transport::Link;
+use super::{Cause, Counts};
+use crate::wire::key::Key;
+
+/// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
+const CONNECT: Duration = Duration::from_millis(1500);
+/// A connection that takes longer than this to open may be on its way to a server that is gone, behind an address
+/// that hides others: one more is opened beside it while queries wait.
+const CONNECT_LATE: Duration = Duration::from_millis(100);
+/// How many may be that late: each is an entry in connection tracking for two minutes.
+const CONNECTS_LATE: usize = 3;
+/// A connection on which nothing has been asked yet is closed after this. CoreDNS closes it after 3 s.
+const UNUSED: Duration = Duration::from_millis(2500);
+/// Queries may be put on one connection, instead of on several, as long as they are expected to be answered
+/// within this: fewer writes, and nobody notices.
+const TOGETHER: Duration = Duration::from_micros(200);
+
+/// All connections to a server.
+pub struct Connections {
+    addr: SocketAddr,
+    settings: Arc<Settings>,
+    counts: Arc<Counts>,
+    pace: Arc<Pace>,
+    state: Mutex<State>,
+    /// Queries that wait, so that an answer need not take the lock to see that none does.
+    waiting: AtomicUsize,
+    /// Connections that have not ended, those included that have left the list and wait for their last answers.
+    alive: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    open: Vec<Arc<Connection>>,
+    opening: usize,
+    /// Of those, the ones that are taking long.
+    late: usize,
+    queue: Queue<Call>,
+    /// Queries that are asked again.
+    again: VecDeque<(Proof, u64, Call)>,
+    next: u64,
+    /// Answers, and how fast they have been coming lately.
+    rate: Rate,
+}
+
+/// What a connection must have shown to carry a query that got no answer by another.
+#[derive(Debug, Clone, Copy)]
+pub struct Proof {
+    /// It has opened or brought an answer since then.
+    pub since: Instant,
+    /// It is not this one.
+    pub not: Option<u64>,
+}
+
+impl Proof {
+    fn is_given_by(&self, connection: &Connection) -> bool {
+        Some(connection.number) != self.not && connection.has_brought_since(self.since)
+    }
+}
+
+type Call = oneshot::Sender<Result<Place, Cause>>;
+
+/// A query's place on a connection, held until its answer or until nobody waits for it any more.
+pub struct Place {
+    connection: Arc<Connection>,
+    all: Arc<Connections>,
+    /// Whether the query was handed over.
+    asked: bool,
+}
+
+impl Place {
+    /// The connection.
+    pub fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// Asks, and gives the response, whose ID and question match.
+    ///
+    /// # Errors
+    /// [`Broken`] when the connection ended first.
+    pub async fn ask(mut self, key: &Key, edns_size: Option<u16>) -> Result<Vec<u8>, Broken> {
+        self.asked = true;
+        self.connection.ask(key.clone(), edns_size).await.map_err(|_| Broken)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connection.leave(self.asked);
+        self.all.room();
+    }
+}
+
+/// A place in the queue, left when nobody waits any more.
+struct Waiting<'a> {
+    all: &'a Connections,
+    at: Ticked,
+}
+
+enum Ticked {
+    Queue(Ticket),
+    Again(u64),
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.all.state();
+        match self.at {
+            Ticked::Queue(ticket) => drop(state.queue.remove(ticket)),
+            Ticked::Again(number) => state.again.retain(|(_, known, _)| *known != number),
+        }
+        self.all.count_waiting(&state);
+    }
+}
+
+impl Connections {
+    /// None yet.
+    pub fn new(addr: SocketAddr, settings: Arc<Settings>, counts: Arc<Counts>, pace: Arc<Pace>) -> Arc<Self> {
+        let (state, waiting, alive) = Default::default();
+        Arc::new(Self { addr, settings, counts, pace, state, waiting, alive })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The usable connections. Those that ended or are too old leave here; an old one goes on until its queries
+    /// are answered.
+    fn usable(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        let now = Instant::now();
+        state.open.retain(|connection| connection.is_open() && connection.retire_at > now);
+        state
+    }
+
+    fn count_waiting(&self, state: &State) {
+        self.waiting.store(state.queue.len() + state.again.len(), Ordering::Relaxed);
+    }
+
+    /// Open connections.
+    pub fn open(&self) -> usize {
+        self.usable().open.len()
+    }
+
+    /// Queries whose answer is awaited, those that wait for room included.
+    pub fn in_flight(&self) -> usize {
+        let state = self.state();
+        let sent: usize = state.open.iter().map(|connection| connection.in_flight()).sum();
+        sent + state.queue.len() + state.again.len()
+    }
+
+    /// Queries that have not been answered, whoever waits, and those that wait for room.
+    pub fn load(&self) -> usize {
+        let state = self.state();
+        let sent: usize = state.open.iter().map(|connection| connection.unanswered()).sum();
+        sent + state.queue.len() + state.again.len()
+    }
+
+    /// Whether any of them brought an answer at `since` or later.
+    pub fn have_answered_since(&self, since: Instant) -> bool {
+        self.state().open.iter().any(|connection| connection.has_answered_since(since))
+    }
+
+    /// Asks by a new connection, which is kept if it answers.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub async fn probe(self: &Arc<Self>, key: &Key, edns_size: Option<u16>) -> Result<(), Cause> {
+        let link = self.settings.network.connect(self.addr).await;
+        match &link {
+            Ok(_) => self.counts.connects.ok.add(1),
+            Err(_) => self.counts.connects.failed.add(1),
+        }
+        let connection = self.start(link.map_err(|_| Cause::Connect)?);
+        let place = self.take(Arc::clone(&connection));
+        place.ask(key, edns_size).await.map_err(|Broken| Cause::Closed)?;
+        {
+            let mut state = self.usable();
+            if state.open.len() + state.opening < self.settings.connections.max {
+                state.open.push(connection);
+            }
+        }
+        self.room();
+        Ok(())
+    }
+
+    /// A connection's life begins.
+    fn start(self: &Arc<Self>, link: Link) -> Arc<Connection> {
+        // 10 % more or less, so that connections opened together do not end together.
+        let age = self.settings.connections.max_age.mul_f64(rand::random_range(0.9..1.1));
+        let (counts, late) = (Arc::clone(&self.counts), self.settings.late.clone());
+        let owner = Arc::downgrade(self) as Weak<dyn Owner>;
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Connection::start(link, Instant::now() + age, owner, counts, late))
+    }
+
+    /// A place for a query of `source` that has this long to live. One that is asked again gets it on a connection
+    /// that gives `proof`.
+    ///
+    /// # Errors
+    /// Why there is none: nobody opens a connection, or the queue is too long for the time that is left.
+    pub async fn place(
+        self: &Arc<Self>,
+        source: Source,
+        proof: Option<Proof>,
+        left: Duration,
+    ) -> Result<Place, Cause> {
+        let (call, place) = oneshot::channel();
+        let waiting = {
+            let mut state = self.usable();
+            let now = Instant::now();
+            if (proof.is_some() || state.queue.is_empty())
+                && let Some(best) = self.choose(&state, now, proof)
+            {
+                let busy = best.unanswered() > 0;
+                let place = self.take(best);
+                if busy || state.open.len() < self.settings.connections.min {
+                    self.open_another(&mut state);
+                }
+                return Ok(place);
+            }
+            let at = match proof {
+                Some(proof) => {
+                    let number = state.next;
+                    state.next += 1;
+                    state.again.push_back((proof, number, call));
+                    Ticked::Again(number)
+                }
+                None if !state.fits(source, left, now) => return Err(Cause::Busy),
+                None => {
+                    if state.queue.is_empty() {
+                        state.rate = Rate::default();
+                    }
+                    Ticked::Queue(state.queue.push(source, call))
+                }
+            };
+            if state.opening < CONNECTS_LATE || state.opening < state.queue.len() {
+                self.make_room(&mut state, now);
+                self.open_another(&mut state);
+            }
+            self.count_waiting(&state);
+            Waiting { all: self, at }
+        };
+        let place = place.await;
+        drop(waiting);
+        place.unwrap_or(Err(Cause::Connect))
+    }
+
+    /// Where all connections there may be are open, the one that has been silent longest makes room for a new one.
+    fn make_room(&self, state: &mut State, now: Instant) {
+        let silence = self.pace.silent_after();
+        if state.open.len() + state.opening < self.settings.connections.max {
+            return;
+        }
+        let silent = state.open.iter().enumerate().filter(|(_, of)| of.is_stuck(now, silence));
+        if let Some((longest, _)) = silent.max_by_key(|(_, of)| of.silent_for(now)) {
+            state.open.swap_remove(longest);
+        }
+    }
+
+    /// The connection to use now: the one that is expected to answer first, those last that are silent. `None` if
+    /// there is none with room, or only silent ones while another may be opened.
+    fn choose(&self, state: &State, now: Instant, proof: Option<Proof>) -> Option<Arc<Connection>> {
+        let limits = &self.settings.connections;
+        let silence = self.pace.silent_after();
+        let fits = |of: &&Arc<Connection>| {
+            let proven = proof.is_none_or(|proof| proof.is_given_by(of));
+            of.is_open() && of.in_flight() < limits.in_flight && proven
+        };
+        let cost = |of: &&Arc<Connection>| {
+            let wait = of.expected_wait();
+            let wait = if wait < TOGETHER { Duration::ZERO } else { wait };
+            (of.is_stuck(now, silence), wait, Reverse(of.has_unwritten()), of.unanswered(), of.last_turn())
+        };
+        let best = state.open.iter().filter(fits).min_by_key(cost)?;
+        let may_open = state.opening > 0 || state.open.len() < limits.max;
+        (!(best.is_stuck(now, silence) && may_open)).then(|| Arc::clone(best))
+    }
+
+    fn take(self: &Arc<Self>, connection: Arc<Connection>) -> Place {
+        connection.enter();
+        Place { connection, all: Arc::clone(self), asked: false }
+    }
+
+    /// There may be room: places go to those who wait.
+    fn room(self: &Arc<Self>) {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut gone = Vec::new(); // a place that nobody takes is given back outside the lock
+        {
+            let mut state = self.usable();
+            let now = Instant::now();
+            while let Some(&(proof, ..)) = state.again.front()
+                && let Some(best) = self.choose(&state, now, Some(proof))
+                && let Some((.., call)) = state.again.pop_front()
+            {
+                gone.extend(call.send(Ok(self.take(best))).err());
+            }
+            while !state.queue.is_empty()
+                && let Some(best) = self.choose(&state, now, None)
+                && let Some(call) = state.queue.pop()
+            {
+                state.rate.departed(now);
+                gone.extend(call.send(Ok(self.take(best))).err());
+            }
+            self.count_waiting(&state);
+        }
+    }
+
+    /// Opens one more in the background, as long as the bound allows it.
+    fn open_another(self: &Arc<Self>, state: &mut State) {
+        let max = self.settings.connections.max;
+        if state.open.len() + state.opening < max && self.alive.load(Ordering::Relaxed) < 2 * max {
+            state.opening += 1;
+            tokio::spawn(Arc::clone(self).open_one());
+        }
+    }
+
+    async fn open_one(self: Arc<Self>) {
+        let opening = timeout(CONNECT, self.settings.network.connect(self.addr));
+        tokio::pin!(opening);
+        let opened = tokio::select! {
+            opened = &mut opening => opened,
+            () = tokio::time::sleep(CONNECT_LATE) => {
+                {
+                    let mut state = self.state();
+                    state.late += 1;
+                    if state.late < CONNECTS_LATE && self.waiting.load(Ordering::Relaxed) > 0 {
+                        self.open_another(&mut state);
+                    }
+                }
+                let opened = opening.await;
+                self.state().late -= 1;
+                opened
+            }
+        };
+        let connects = &self.counts.connects;
+        match &opened {
+            Ok(Ok(_)) => connects.ok.add(1),
+            Ok(Err(_)) => connects.failed.add(1),
+            Err(_) => connects.timeout.add(1),
+        }
+        let mut failed = Vec::new();
+        {
+            let mut state = self.usable();
+            state.opening -= 1;
+            match opened {
+                Ok(Ok(link)) => state.open.push(self.start(link)),
+                _ if state.opening == 0 => {
+                    failed.extend(state.again.drain(..).map(|(.., call)| call));
+                    let (now, silence) = (Instant::now(), self.pace.silent_after());
+                    if state.open.iter().all(|connection| connection.is_stuck(now, silence)) {
+                        failed.extend(std::iter::from_fn(|| state.queue.pop()));
+                    }
+                }
+                _ => {}
+            }
+            self.count_waiting(&state);
+        }
+        for call in failed {
+            let _ = call.send(Err(Cause::Connect));
+        }
+        self.room();
+    }
+
+    /// Lets go of connections that nothing has used for a while, before the server does, and of those
+    /// on which nothing has been answered for `patience`.
+    pub fn tidy(self: &Arc<Self>, patience: Duration) {
+        let now = Instant::now();
+        let idle = self.settings.connections.idle;
+        self.usable().open.retain(|connection| {
+            let most = if connection.is_used() { idle } else { idle.min(UNUSED) };
+            connection.idle_for(now) < most && !connection.is_stuck(now, patience)
+        });
+        self.room();
+    }
+}
+
+impl Owner for Connections {
+    fn ended(self: Arc<Self>) {
+        self.alive.fetch_sub(1, Ordering::Relaxed);
+        self.room();
+        let mut state = self.usable();
+        if self.waiting.load(Ordering::Relaxed) > 0 && state.opening == 0 {
+            self.open_another(&mut state);
+        }
+    }
+}
+
+impl State {
+    /// Whether a query of `source` that is put into the queue now is reached in time, as far as one can tell.
+    fn fits(&self, source: Source, left: Duration, now: Instant) -> bool {
+        match self.rate.per_second(now) {
+            Some(rate) if !self.queue.is_empty() => fits(self.queue.waiting_before(source), rate, left),
+            _ => true,
+        }
+    }
+}
+
+/// How fast queries leave the queue.
+#[derive(Debug, Default)]
+struct Rate {
+    since: Option<Instant>,
+    departed: u32,
+    last: Option<f64>,
+}
+
+impl Rate {
+    /// As long as it is counted before it counts.
+    const WINDOW: Duration = Duration::from_millis(500);
+
+    fn departed(&mut self, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        let window = now.saturating_duration_since(since);
+        if window >= Self::WINDOW {
+            self.last = Some(f64::from(self.departed) / window.as_secs_f64());
+            (self.since, self.departed) = (Some(now), 0);
+        }
+        self.departed += 1;
+    }
+
+    /// `None` while nothing is known: for the first half second, and when nothing has left for long.
+    fn per_second(&self, now: Instant) -> Option<f64> {
+        let since = self.since?;
+        let stalled = now.saturating_duration_since(since) > Self::WINDOW * 4;
+        if stalled { None } else { self.last }
+    }
+}
