@@ -15,8 +15,8 @@ pub mod system;
 pub mod transport;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -32,8 +32,8 @@ use crate::config;
 use crate::metrics::{Counter, Transport};
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::Query;
-use crate::wire::{class, rcode, rtype};
 use crate::wire::response::Answer;
+use crate::wire::{class, rcode, rtype};
 
 /// Why a try gave no usable answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -72,7 +72,8 @@ impl Echoes {
         self.count.fetch_add(1, Ordering::Release);
         let patience = zone.pool.definition().timeout;
         let errand = Errand { source: None, proof: None, deadline: Instant::now() + patience };
-        let _ = timeout(patience, server.ask(&probe.key, &errand, &Sending::new(server.is_udp_first()))).await;
+        let _ =
+            timeout(patience, server.ask(&probe.key, &errand, &Sending::new(server.is_udp_first()))).await;
     }
 
     fn out(&self) -> MutexGuard<'_, Vec<(Key, Loop)>> {

@@ -47,6 +47,7 @@ pub struct Connections {
     waiting: AtomicUsize,
     /// Connections that have not ended, those included that have left the list and wait for their last answers.
     alive: AtomicUsize,
+    began: Instant,
 }
 
 #[derive(Default)]
@@ -137,7 +138,7 @@ impl Connections {
     /// None yet.
     pub fn new(addr: SocketAddr, settings: Arc<Settings>, counts: Arc<Counts>, pace: Arc<Pace>) -> Arc<Self> {
         let (state, waiting, alive) = Default::default();
-        Arc::new(Self { addr, settings, counts, pace, state, waiting, alive })
+        Arc::new(Self { addr, settings, counts, pace, state, waiting, alive, began: Instant::now() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -240,6 +241,13 @@ impl Connections {
                 return Ok(place);
             }
             let at = match proof {
+                Some(Proof { not, .. })
+                    if !self.make_room(&mut state, now)
+                        && let Some(other) =
+                            self.choose(&state, now, Some(Proof { since: self.began, not })) =>
+                {
+                    return Ok(self.take(other));
+                }
                 Some(proof) => {
                     let number = state.next;
                     state.next += 1;
@@ -255,7 +263,6 @@ impl Connections {
                 }
             };
             if state.opening < CONNECTS_LATE || state.opening < state.queue.len() {
-                self.make_room(&mut state, now);
                 self.open_another(&mut state);
             }
             self.count_waiting(&state);
@@ -266,16 +273,19 @@ impl Connections {
         place.unwrap_or(Err(Cause::Connect))
     }
 
-    /// Where all connections there may be are open, the one that has been silent longest makes room for a new one.
-    fn make_room(&self, state: &mut State, now: Instant) {
+    /// Whether there is room for a new connection. Where all that there may be are open, the one that has been
+    /// silent longest leaves.
+    fn make_room(&self, state: &mut State, now: Instant) -> bool {
         let silence = self.pace.silent_after();
         if state.open.len() + state.opening < self.settings.connections.max {
-            return;
+            return true;
         }
         let silent = state.open.iter().enumerate().filter(|(_, of)| of.is_stuck(now, silence));
         if let Some((longest, _)) = silent.max_by_key(|(_, of)| of.silent_for(now)) {
             state.open.swap_remove(longest);
+            return true;
         }
+        state.opening > 0
     }
 
     /// The connection to use now: the one that is expected to answer first, those last that are silent. `None` if

@@ -62,6 +62,8 @@ struct Asked {
     failed: bool,
     /// When it was asked first.
     since: Option<Instant>,
+    /// The connection of the last try that ended.
+    last: Option<u64>,
 }
 
 /// A try under way.
@@ -197,6 +199,14 @@ impl<'a> Asking<'a> {
         self.plan();
     }
 
+    /// A try has failed. The one that it was to help is as late as before.
+    fn look_at_once(&mut self) {
+        match self.open.last() {
+            Some(newest) if newest.looks > 0 => self.wake = Instant::now(),
+            _ => self.plan(),
+        }
+    }
+
     /// When the last try is looked at next.
     fn plan(&mut self) {
         let Some(newest) = self.open.last() else { return };
@@ -245,7 +255,11 @@ impl<'a> Asking<'a> {
         let open = &mut self.open[index];
         let server = &self.servers[open.server];
         let silent = open.started.elapsed() >= server.pace.silent_after().min(PATIENCE);
-        if silent && !open.judged && !self.asked[open.server].failed && !server.has_answered_since(open.started) {
+        if silent
+            && !open.judged
+            && !self.asked[open.server].failed
+            && !server.has_answered_since(open.started)
+        {
             open.judged = true;
             self.pool.has_failed(server);
         }
@@ -295,7 +309,7 @@ impl<'a> Asking<'a> {
         let asked = &mut self.asked[index];
         let proof = asked.since.map(|since| {
             let last = self.open.iter().rev().find(|open| open.server == index);
-            let not = last.and_then(|open| open.sending.connection()).map(|(connection, _)| connection.number);
+            let not = last.map_or(asked.last, |open| open.sending.sent().connection);
             Proof { since, not }
         });
         asked.since.get_or_insert(now);
@@ -320,6 +334,7 @@ impl<'a> Asking<'a> {
     fn ended(&mut self, index: usize, result: Result<Answer, Cause>) -> Option<Answer> {
         let done = self.open.remove(index);
         let server = &self.servers[done.server];
+        self.asked[done.server].last = done.sending.sent().connection;
         let failed = match &result {
             Ok(answer) => {
                 server.answered(done.started.elapsed());
@@ -351,7 +366,7 @@ impl<'a> Asking<'a> {
             (Some(cause), _) => {
                 self.asked[done.server].failed |= matches!(cause, Cause::Rcode(_));
                 self.failed(cause);
-                self.plan();
+                self.look_at_once();
                 None
             }
             (None, Err(_)) => None,

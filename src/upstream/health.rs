@@ -147,12 +147,8 @@ mod tests {
     use super::*;
 
     const FRESH: Candidate = Candidate { passed_over: false, tries: 0, load: 0, share: 1.0 };
-    const POLICIES: [ServerPolicy; 4] = [
-        ServerPolicy::LeastLoaded,
-        ServerPolicy::Random,
-        ServerPolicy::RoundRobin,
-        ServerPolicy::Sequential,
-    ];
+    const POLICIES: [ServerPolicy; 4] =
+        [ServerPolicy::LeastLoaded, ServerPolicy::Random, ServerPolicy::RoundRobin, ServerPolicy::Sequential];
 
     #[test]
     fn a_server_not_yet_asked_and_not_passed_over_comes_first() {
@@ -185,7 +181,8 @@ mod tests {
     fn one_that_came_back_gets_its_share_and_no_more() {
         let back = Candidate { share: 0.25, ..FRESH };
         for policy in [ServerPolicy::Random, ServerPolicy::RoundRobin, ServerPolicy::Sequential] {
-            let chosen = |n: u32| choose(policy, &[back, FRESH], 3, n as usize, n.wrapping_mul(2_654_435_769));
+            let chosen =
+                |n: u32| choose(policy, &[back, FRESH], 3, n as usize, n.wrapping_mul(2_654_435_769));
             let times = (0..1000).filter(|&n| chosen(n) == Some(0)).count();
             let share = if policy == ServerPolicy::Sequential { 250 } else { 125 };
             assert!(times.abs_diff(share) < 40, "{policy:?}: {times}");

@@ -120,7 +120,8 @@ pub struct Budget {
 impl Budget {
     /// A full budget; `None` is always empty.
     pub fn new(hedge: Option<&config::Hedge>) -> Self {
-        let (earned, most) = hedge.map_or((0, 0), |hedge| (hedge.budget.into(), u64::from(hedge.burst) * 100));
+        let (earned, most) =
+            hedge.map_or((0, 0), |hedge| (hedge.budget.into(), u64::from(hedge.burst) * 100));
         Self { left: AtomicU64::new(most), earned, most }
     }
 

@@ -154,7 +154,8 @@ impl Server {
     pub fn new(addr: SocketAddr, how: How, settings: Arc<Settings>) -> Arc<Self> {
         let label: Arc<str> = format!("{}://{addr}", how.scheme()).into();
         let (counts, pace): (Arc<Counts>, Arc<Pace>) = Default::default();
-        let connections = Connections::new(addr, Arc::clone(&settings), Arc::clone(&counts), Arc::clone(&pace));
+        let connections =
+            Connections::new(addr, Arc::clone(&settings), Arc::clone(&counts), Arc::clone(&pace));
         Arc::new(Self {
             addr,
             label,
