@@ -25,6 +25,7 @@ use pace::Budget;
 use queue::Source;
 use server::{How, Server, Settings};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use transport::{Kernel, Network};
 
 use crate::clock;
@@ -300,10 +301,15 @@ impl Pool {
                 }
             }
         }
-        let old = self.servers.load();
-        if wanted.is_empty() && !old.is_empty() {
+        if wanted.is_empty() && !self.servers.load().is_empty() {
             return; // a resolv.conf that is just being written, or that names only us
         }
+        self.follow(&wanted);
+    }
+
+    /// Makes these the servers; those that stay keep their connections.
+    pub fn follow(&self, wanted: &[(SocketAddr, How)]) {
+        let old = self.servers.load();
         let make = |(addr, how): &(SocketAddr, How)| {
             let known = old.iter().find(|server| (server.addr, &server.how) == (*addr, how));
             known.cloned().unwrap_or_else(|| Server::new(*addr, how.clone(), Arc::clone(&self.settings)))
@@ -311,10 +317,13 @@ impl Pool {
         self.servers.store(Arc::new(wanted.iter().map(make).collect()));
     }
 
-    /// Lets go of connections that are idle or stuck. Called once a second.
+    /// Lets go of connections that are idle or stuck, and counts failures of servers that answer nobody, though
+    /// nobody may notice who is answered by another. Called once a second.
     pub fn tidy(&self) {
         for server in self.servers.load().iter() {
-            server.tidy(self.definition.timeout);
+            if server.tidy(self.definition.timeout) {
+                self.has_failed(server, None);
+            }
         }
     }
 
@@ -341,9 +350,12 @@ impl Pool {
         self.servers.load().iter().any(|known| Arc::ptr_eq(known, server))
     }
 
-    /// A try at a server failed below DNS. At the third in a row it is passed over, and probed until it answers.
-    fn has_failed(&self, server: &Arc<Server>) {
-        if server.health.failed(clock::now()) {
+    /// A try at a server failed below DNS; it began at `since`, or was told that nobody is there. After a few of them
+    /// in a row the server is passed over, and probed until it answers.
+    fn has_failed(&self, server: &Arc<Server>, since: Option<Instant>) {
+        let now = clock::now();
+        let silence = if since.is_some() { server.pace.silent_after() } else { Duration::ZERO };
+        if server.health.failed(since.map_or(now, Instant::into_std), silence, now) {
             server.counts.ejections.add(1);
             tracing::warn!(server = %server.label, "does not answer: others are asked, and it is probed");
             tokio::spawn(probe::until_back(Weak::clone(&self.me), Arc::downgrade(server)));

@@ -395,15 +395,18 @@ impl Connections {
     }
 
     /// Lets go of connections that nothing has used for a while, before the server does, and of those
-    /// on which nothing has been answered for `patience`.
-    pub fn tidy(self: &Arc<Self>, patience: Duration) {
+    /// on which nothing has been answered for `patience`. True if one owes answers and has brought none for `silence`.
+    pub fn tidy(self: &Arc<Self>, patience: Duration, silence: Duration) -> bool {
         let now = Instant::now();
         let idle = self.settings.connections.idle;
+        let mut silent = false;
         self.usable().open.retain(|connection| {
             let most = if connection.is_used() { idle } else { idle.min(UNUSED) };
+            silent |= connection.is_stuck(now, silence);
             connection.idle_for(now) < most && !connection.is_stuck(now, patience)
         });
         self.room();
+        silent
     }
 }
 

@@ -184,7 +184,7 @@ impl<'a> Asking<'a> {
             self.look_at_datagram();
         } else if waited >= silence.min(PATIENCE) {
             newest.looks += 1;
-            if waited >= PATIENCE || newest.is_silent(server) {
+            if newest.is_silent(server) || (waited >= PATIENCE && newest.sending.connection().is_some()) {
                 self.ask_again(Why::Silent);
             }
         } else if !newest.hedged && waited >= server.pace.late_after() {
@@ -254,14 +254,11 @@ impl<'a> Asking<'a> {
     fn judge(&mut self, index: usize) {
         let open = &mut self.open[index];
         let server = &self.servers[open.server];
-        let silent = open.started.elapsed() >= server.pace.silent_after().min(PATIENCE);
-        if silent
-            && !open.judged
-            && !self.asked[open.server].failed
-            && !server.has_answered_since(open.started)
+        let late = open.started.elapsed() >= server.pace.late_after();
+        if late && !open.judged && !self.asked[open.server].failed && !server.has_answered_since(open.started)
         {
             open.judged = true;
-            self.pool.has_failed(server);
+            self.pool.has_failed(server, Some(open.started));
         }
     }
 
@@ -337,7 +334,8 @@ impl<'a> Asking<'a> {
         self.asked[done.server].last = done.sending.sent().connection;
         let failed = match &result {
             Ok(answer) => {
-                server.answered(done.started.elapsed());
+                let sent = done.sending.connection().map_or(done.started, |(_, at)| at);
+                server.answered(sent.elapsed());
                 if server.health.answered(clock::now()) {
                     tracing::info!(server = %server.label, "answers again");
                 }
@@ -381,7 +379,8 @@ impl<'a> Asking<'a> {
             Cause::Malformed => {}
             Cause::Closed if worked => {}
             Cause::Busy => self.asked[done.server].tries = TRIES,
-            _ => self.pool.has_failed(&self.servers[done.server]),
+            Cause::Connect => self.pool.has_failed(&self.servers[done.server], None),
+            _ => self.pool.has_failed(&self.servers[done.server], Some(done.started)),
         }
     }
 
@@ -397,7 +396,8 @@ impl<'a> Asking<'a> {
             let server = &self.servers[open.server];
             let waited = open.started.elapsed();
             let late = waited >= server.pace.late_after();
-            if late {
+            // It took at least so long; but a dead connection's silence says nothing about what is usual.
+            if late && !open.is_silent(server) {
                 server.pace.observe(waited);
             }
             self.write_down(&open, Some(if late { Cause::Timeout } else { Cause::GivenUp }));

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::ServerPolicy;
 
-/// Transport failures in a row after which a server is passed over.
+/// Transport failures in a row after which a server is passed over, if they span some time: all queries of one
+/// moment may meet the same hiccup.
 const FAILURES: u32 = 3;
 /// The longest time in which a server that came back gets less than its share.
 const RAMP: Duration = Duration::from_secs(5);
@@ -22,15 +23,15 @@ pub struct Health(Mutex<Standing>);
 
 #[derive(Debug, Clone, Copy)]
 enum Standing {
-    /// Failures since its last answer, and when and after how long it came back.
-    Working { failures: u32, back: Option<(Instant, Duration)> },
+    /// Failures since its last answer, since when, and when and after how long it came back.
+    Working { failures: u32, failing: Option<Instant>, back: Option<(Instant, Duration)> },
     /// Passed over since then; down once a probe has failed.
     PassedOver { since: Instant, down: bool },
 }
 
 impl Default for Standing {
     fn default() -> Self {
-        Self::Working { failures: 0, back: None }
+        Self::Working { failures: 0, failing: None, back: None }
     }
 }
 
@@ -43,24 +44,26 @@ impl Health {
     pub fn answered(&self, now: Instant) -> bool {
         let mut standing = self.standing();
         match &mut *standing {
-            Standing::Working { failures, .. } => {
-                *failures = 0;
+            Standing::Working { failures, failing, .. } => {
+                (*failures, *failing) = (0, None);
                 false
             }
             Standing::PassedOver { since, .. } => {
                 let away = now.saturating_duration_since(*since).min(RAMP);
-                *standing = Standing::Working { failures: 0, back: Some((now, away)) };
+                *standing = Standing::Working { failures: 0, failing: None, back: Some((now, away)) };
                 true
             }
         }
     }
 
-    /// A try failed below DNS. True if it is passed over from now on.
-    pub fn failed(&self, now: Instant) -> bool {
+    /// A try that began at `since` failed below DNS. True if it is passed over from now on: after failures that
+    /// span `silence` at least.
+    pub fn failed(&self, since: Instant, silence: Duration, now: Instant) -> bool {
         let mut standing = self.standing();
-        let Standing::Working { failures, .. } = &mut *standing else { return false };
+        let Standing::Working { failures, failing, .. } = &mut *standing else { return false };
         *failures += 1;
-        let passed_over = *failures >= FAILURES;
+        let first = *failing.get_or_insert(since);
+        let passed_over = *failures >= FAILURES && now.saturating_duration_since(first) >= silence;
         if passed_over {
             *standing = Standing::PassedOver { since: now, down: false };
         }
@@ -198,10 +201,11 @@ mod tests {
     #[test]
     fn three_failures_in_a_row_pass_a_server_over_until_it_answers() {
         let (health, now) = (Health::default(), Instant::now());
-        assert!(!health.failed(now) && !health.failed(now));
+        let failed = || health.failed(now, Duration::ZERO, now);
+        assert!(!failed() && !failed());
         assert!(!health.answered(now), "in a row");
-        assert!(!health.failed(now) && !health.failed(now) && !health.is_passed_over());
-        assert!(health.failed(now) && !health.failed(now), "said once");
+        assert!(!failed() && !failed() && !health.is_passed_over());
+        assert!(failed() && !failed(), "said once");
         assert!(health.is_passed_over() && !health.is_down());
         health.probe_failed();
         assert!(health.is_down());
@@ -210,16 +214,31 @@ mod tests {
     }
 
     #[test]
+    fn failures_of_one_moment_do_not_pass_a_server_over() {
+        let (health, start) = (Health::default(), Instant::now());
+        let failed = |ms| {
+            let now = start + Duration::from_millis(ms);
+            health.failed(now - Duration::from_millis(10), Duration::from_millis(50), now)
+        };
+        assert!((0..39).all(|n| !failed(10 + n)));
+        assert!(failed(50), "50 ms after the first of them began");
+        health.answered(start);
+        assert!(!failed(100) && !failed(900), "two are too few");
+        assert!(failed(1000));
+    }
+
+    #[test]
     fn a_share_grows_for_as_long_as_the_server_was_away() {
         let (health, start) = (Health::default(), Instant::now());
         let after = |ms| start + Duration::from_millis(ms);
-        (0..3).for_each(|_| drop(health.failed(start)));
+        let fail = |now| (0..3).for_each(|_| drop(health.failed(now, Duration::ZERO, now)));
+        fail(start);
         health.answered(after(1000));
         assert_eq!([1000, 1500, 2000, 9000].map(|ms| health.share(after(ms))), [0.1, 0.5, 1.0, 1.0]);
-        (0..3).for_each(|_| drop(health.failed(after(10_000))));
+        fail(after(10_000));
         health.answered(after(10_000));
         assert_eq!(health.share(after(10_000)), 1.0, "it was never away");
-        (0..3).for_each(|_| drop(health.failed(after(10_000))));
+        fail(after(10_000));
         health.answered(after(3_600_000));
         assert_eq!(health.share(after(3_602_500)), 0.5, "5 s at most");
     }

@@ -319,9 +319,12 @@ impl Server {
     }
 
     /// Lets go of connections that nothing has used for a while, before the server does, and of those
-    /// on which nothing has been answered for `patience`.
-    pub fn tidy(&self, patience: Duration) {
-        self.connections.tidy(patience);
+    /// on which nothing has been answered for `patience`. True if it owes answers and none has come for long.
+    pub fn tidy(&self, patience: Duration) -> bool {
+        let silence = self.pace.silent_after();
+        let now = Instant::now();
+        let silent = self.connections.tidy(patience, silence);
+        silent && now.checked_sub(silence).is_some_and(|since| !self.has_answered_since(since))
     }
 }
 
