@@ -425,7 +425,8 @@ impl State {
     /// Whether a query of `source` that is put into the queue now is reached in time, as far as one can tell.
     fn fits(&self, source: Source, left: Duration, now: Instant) -> bool {
         match self.rate.per_second(now) {
-            Some(rate) if !self.queue.is_empty() => fits(self.queue.waiting_before(source), rate, left),
+            // Half of the time, since the answer takes some too, and nobody is helped by queries sent too late for it.
+            Some(rate) if !self.queue.is_empty() => fits(self.queue.waiting_before(source), rate, left / 2),
             _ => true,
         }
     }
