@@ -6,6 +6,7 @@
 pub mod connection;
 mod exchange;
 pub mod health;
+pub mod queue;
 pub mod server;
 pub mod system;
 pub mod transport;
