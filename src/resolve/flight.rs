@@ -146,15 +146,28 @@ pub struct Flights {
 #[derive(Debug, Default)]
 struct Underway {
     by_key: HashMap<Key, Flight, ahash::RandomState>,
-    /// Those under each suffix of a zone.
+    /// Those that are not on top.
+    common: Taken,
+    /// All under each suffix of a zone.
     by_suffix: HashMap<Box<[u8]>, Taken, ahash::RandomState>,
     waiters: Taken,
+}
+
+/// Out of what a flight has its place.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Out of what all zones have together.
+    #[default]
+    Common,
+    /// On top of that, because its zone has few.
+    OnTop,
 }
 
 #[derive(Debug, Default)]
 struct Flight {
     /// Who opened it, for as long as it is under way.
     source: Source,
+    place: Place,
     waiters: Vec<Waiter>,
     /// Filled from the second waiter on.
     seen: HashSet<Identity, ahash::RandomState>,
@@ -190,25 +203,25 @@ impl Flights {
                 }
                 Joined::Waiting
             }
-            None => {
-                if let Some(bound) = flights.refuse(key, source, self.max_flights) {
-                    return Joined::Full(waiter, bound);
+            None => match flights.place(key, source, self.max_flights) {
+                Ok(place) => {
+                    flights.insert(key, Flight { source, place, waiters: vec![waiter], ..Flight::default() });
+                    flights.waiters.add(source);
+                    Joined::First(source)
                 }
-                flights.insert(key, Flight { source, waiters: vec![waiter], ..Flight::default() });
-                flights.waiters.add(source);
-                Joined::First(source)
-            }
+                Err(bound) => Joined::Full(waiter, bound),
+            },
         }
     }
 
     /// Opens a flight of the agent's own, that nobody waits for yet. False if there is one, or no room.
     pub fn open(&self, key: &Key) -> bool {
         let mut flights = self.lock();
-        if flights.by_key.contains_key(key) || flights.refuse(key, None, self.max_flights).is_some() {
+        if flights.by_key.contains_key(key) {
             return false;
         }
-        flights.insert(key, Flight::default());
-        true
+        let place = flights.place(key, None, self.max_flights);
+        place.map(|place| flights.insert(key, Flight { place, ..Flight::default() })).is_ok()
     }
 
     /// Takes those who wait now; who comes later is told that the flight is late.
@@ -246,18 +259,24 @@ impl Flights {
 }
 
 impl Underway {
-    /// What keeps a source from opening this flight. It may have as many in a zone as it leaves free, of all
-    /// flights or of the zone's own part: what a source awaits of a silent zone is not held against it elsewhere.
-    fn refuse(&self, key: &Key, source: Source, max_flights: usize) -> Option<Bound> {
+    /// A place for one more flight of a source, or what keeps it from that. What is on top is shared like the rest, and
+    /// takes nothing from it: however many zones a source floods, a newcomer finds room.
+    fn place(&self, key: &Key, source: Source, max_flights: usize) -> Result<Place, Bound> {
+        let free = max_flights.saturating_sub(self.common.total());
+        let Some(bound) = Bound::Flights.refuses(self.common.of(source), free) else {
+            return Ok(Place::Common);
+        };
         let zone = self.by_suffix.get(suffix(key));
         let (of_zone, own) = zone.map_or((0, 0), |zone| (zone.total(), zone.of(source)));
-        let free = max_flights.saturating_sub(self.by_key.len());
-        let free_of_zone = (max_flights / ZONE_SHARE).saturating_sub(of_zone);
-        Bound::Flights.refuses(own, free.max(free_of_zone))
+        let on_top = (max_flights / ZONE_SHARE).saturating_sub(of_zone);
+        bound.refuses(own, on_top).map_or(Ok(Place::OnTop), |_| Err(bound))
     }
 
     fn insert(&mut self, key: &Key, flight: Flight) {
         let source = flight.source;
+        if flight.place == Place::Common {
+            self.common.add(source);
+        }
         match self.by_suffix.get_mut(suffix(key)) {
             Some(zone) => zone.add(source),
             None => self.by_suffix.entry(suffix(key).into()).or_default().add(source),
@@ -267,6 +286,9 @@ impl Underway {
 
     fn remove(&mut self, key: &Key) {
         let Some(flight) = self.by_key.remove(key) else { return };
+        if flight.place == Place::Common {
+            self.common.remove(flight.source);
+        }
         if let Some(zone) = self.by_suffix.get_mut(suffix(key)) {
             zone.remove(flight.source);
             if zone.total() == 0 {
@@ -365,7 +387,8 @@ mod tests {
 
         fn must_be_empty(&self) {
             let flights = self.flights.lock();
-            assert_eq!((flights.by_key.len(), flights.by_suffix.len(), flights.waiters.total()), (0, 0, 0));
+            assert_eq!((flights.by_key.len(), flights.by_suffix.len()), (0, 0));
+            assert_eq!((flights.common.total(), flights.waiters.total()), (0, 0));
         }
     }
 
@@ -454,7 +477,7 @@ mod tests {
         crowd.must_be_empty();
     }
 
-    fn key_in(name: &'static [u8], suffix_labels: u8, qtype: u16) -> Key {
+    fn key_in(name: &[u8], suffix_labels: u8, qtype: u16) -> Key {
         let mut key = KeyBuf::new(&Query { name, qtype, ..query(1) });
         key.bind(suffix_labels);
         key.to_key()
@@ -469,8 +492,8 @@ mod tests {
         for name in [b"\x01a\x04test\x00".as_slice(), b"\x04test\x00"] {
             let labels = if name.len() > 6 { 1 } else { 0 };
             assert!(crowd.opens(1, &key_in(name, labels, 1)), "a zone of its own");
-            assert_eq!(crowd.meets(1, &key_in(name, labels, 2)), Some(Bound::Share), "half of it for one");
-            assert!(!crowd.opens(1, &key_in(name, labels, 2)) && crowd.opens(2, &key_in(name, labels, 2)));
+            assert_eq!(crowd.meets(1, &key_in(name, labels, 2)), Some(Bound::Flights), "half of it for one");
+            assert!(crowd.opens(2, &key_in(name, labels, 2)));
             assert_eq!(crowd.meets(3, &key_in(name, labels, 3)), Some(Bound::Flights));
             assert!(!crowd.flights.open(&key_in(name, labels, 3)));
         }
@@ -487,6 +510,18 @@ mod tests {
         let opened = (0..3u8).map(|n| (0..64).filter(|&at| asks(n, u16::from(n) * 64 + at)).count());
         assert_eq!(opened.collect::<Vec<_>>(), [32, 16, 8]);
         assert!((0..3).all(|n| crowd.opens(n, &key_in(b"\x04test\x00", 0, u16::from(n)))));
+    }
+
+    #[test]
+    fn a_source_that_floods_all_zones_leaves_flights_to_the_others_in_each() {
+        const ZONES: u8 = 60;
+        let crowd = Crowd::new(64, 1000);
+        let name = [b"\x01a".repeat(usize::from(ZONES)), b"\x00".to_vec()].concat();
+        let flood = |zone| (0..100).filter(|&qtype| crowd.opens(1, &key_in(&name, zone, qtype))).count();
+        let opened: Vec<usize> = (0..ZONES).map(flood).collect();
+        assert_eq!((opened[0], opened[1]), (32, 2), "half of all, and half of a zone's own part");
+        assert!(opened[2..].iter().all(|&more| more == 2), "{opened:?}");
+        assert!((0..20).all(|other| crowd.opens(2 + other, &key_in(&name, other, 1000))));
     }
 
     #[test]
