@@ -193,7 +193,8 @@ impl Flights {
         let flights = &mut *self.lock();
         let places = self.max_waiters.saturating_sub(flights.waiters.total());
         if let Some(bound) = Bound::Waiters.refuses(flights.waiters.of(source), places) {
-            return Joined::Full(waiter, bound);
+            let has_place = flights.by_key.get(key).is_some_and(|flight| flight.has(&waiter));
+            return if has_place { Joined::Waiting } else { Joined::Full(waiter, bound) };
         }
         match flights.by_key.get_mut(key) {
             Some(flight) if flight.late && has_stale => Joined::Late(waiter),
@@ -328,6 +329,12 @@ impl Flight {
         }
         new
     }
+
+    /// Whether this one has only repeated itself.
+    fn has(&self, waiter: &Waiter) -> bool {
+        let first = || self.waiters.first().and_then(Waiter::identity);
+        waiter.identity().is_some_and(|own| self.seen.contains(&own) || first() == Some(own))
+    }
 }
 
 #[cfg(test)]
@@ -429,6 +436,17 @@ mod tests {
         assert!(!crowd.flights.open(&key(3)));
         assert!(matches!(crowd.ask(3, &key(2), 1), Joined::Waiting));
         assert_eq!(crowd.meets(4, &key(2)), Some(Bound::Waiters));
+    }
+
+    #[test]
+    fn who_waits_already_may_repeat_itself_at_the_bound() {
+        let crowd = Crowd::new(10, 2);
+        assert!(crowd.opens(1, &key(1)));
+        assert!(matches!(crowd.ask(1, &key(1), 1), Joined::Waiting), "it is the first");
+        assert!(matches!(crowd.ask(2, &key(1), 1), Joined::Waiting));
+        assert!(matches!(crowd.ask(2, &key(1), 1), Joined::Waiting), "all places are taken, one by itself");
+        assert!(matches!(crowd.ask(2, &key(1), 2), Joined::Full(_, Bound::Waiters)));
+        assert_eq!((crowd.flights.land(&key(1)).len(), crowd.flights.waiting()), (2, 0));
     }
 
     #[test]
