@@ -381,7 +381,7 @@ names! {
     facade gauge FLIGHTS = "nodens_flights": "Distinct questions being asked upstream.";
     facade gauge WAITERS = "nodens_waiters": "Clients waiting for a flight.";
     facade counter FLIGHT_JOINS = "nodens_flight_joins_total": "Queries that joined a flight already under way.";
-    facade counter FLIGHTS_REFUSED = "nodens_flights_refused_total": "Queries refused at the bound of flights or waiters.";
+    facade counter FLIGHTS_REFUSED = "nodens_flights_refused_total": "Queries refused at the bound of flights or waiters, or at their source's share of them, by reason.";
     facade gauge TCP_CONNECTIONS = "nodens_tcp_connections": "TCP clients connected.";
     facade gauge BUILD_INFO = "nodens_build_info": "1, labelled with the version.";
     facade gauge CONFIG_INFO = "nodens_config_info": "1, labelled with the hash of the configuration in use.";

@@ -7,6 +7,7 @@ pub mod echo;
 pub mod flight;
 mod fly;
 pub mod local;
+pub mod share;
 pub mod view;
 
 use std::sync::Arc;
@@ -255,14 +256,14 @@ impl Resolver {
         let stale =
             expired.as_ref().is_some_and(|entry| zone.may_serve_stale(entry, asked.received).is_some());
         match self.flights.join(&key, Waiter { asked, to }, stale) {
-            Joined::First => {
-                self.runtime.spawn(Arc::clone(self).fly(key, zone, expired));
+            Joined::First(source) => {
+                self.runtime.spawn(Arc::clone(self).fly(key, zone, source, expired));
                 return false;
             }
             Joined::Waiting => self.joins.increment(1),
             Joined::Late(waiter) => self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]),
-            Joined::Full(waiter) => {
-                counter!(FLIGHTS_REFUSED).increment(1);
+            Joined::Full(waiter, bound) => {
+                counter!(FLIGHTS_REFUSED, "reason" => bound.label()).increment(1);
                 self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]);
             }
         }
@@ -274,7 +275,7 @@ impl Resolver {
     fn refresh(self: &Arc<Self>, key: Key, zone: &Arc<Zone>, expired: Option<Arc<Entry>>) -> bool {
         let opened = self.flights.open(&key);
         if opened {
-            self.runtime.spawn(Arc::clone(self).fly(key, Arc::clone(zone), expired));
+            self.runtime.spawn(Arc::clone(self).fly(key, Arc::clone(zone), None, expired));
         }
         opened
     }

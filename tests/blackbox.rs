@@ -19,6 +19,8 @@ mod control_and_cli;
 mod demo;
 #[path = "blackbox/expiry.rs"]
 mod expiry;
+#[path = "blackbox/fairness.rs"]
+mod fairness;
 #[path = "blackbox/harness.rs"]
 mod harness;
 #[path = "blackbox/hostile_clients.rs"]

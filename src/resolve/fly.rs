@@ -11,7 +11,7 @@ use crate::cache::failure::Cause;
 use crate::clock;
 use crate::config::StaleMode;
 use crate::metrics::{Dropped, Source};
-use crate::upstream::{self, Attempt, Exchange, LateAnswer};
+use crate::upstream::{self, Attempt, Exchange, LateAnswer, queue};
 use crate::wire::edns::ExtendedError;
 use crate::wire::key::Key;
 use crate::wire::query::{OurEdns, Query};
@@ -19,10 +19,16 @@ use crate::wire::response::{Answer, Kind};
 use crate::wire::{flag, rcode, u16_at};
 
 impl Resolver {
-    /// One flight, from its first query to the answer of everybody who waits.
-    pub(super) async fn fly(self: Arc<Self>, key: Key, zone: Arc<Zone>, expired: Option<Arc<Entry>>) {
+    /// One flight, from its first query to the answer of everybody who waits. The source is that of its first query.
+    pub(super) async fn fly(
+        self: Arc<Self>,
+        key: Key,
+        zone: Arc<Zone>,
+        source: queue::Source,
+        expired: Option<Arc<Entry>>,
+    ) {
         let flight = Landing { resolver: &self, key: &key, zone: &zone };
-        let exchange = zone.pool.exchange(&key, None);
+        let exchange = zone.pool.exchange(&key, source);
         let now = clock::now();
         // A refresh ahead of expiry has an entry that is still fresh, and may expire on the way.
         let stale = expired.filter(|entry| {

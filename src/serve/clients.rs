@@ -225,6 +225,10 @@ impl Outlet for Connected {
         }
         sent
     }
+
+    fn source(&self) -> Option<IpAddr> {
+        Some(self.ip)
+    }
 }
 
 impl std::fmt::Debug for Connected {

@@ -233,10 +233,10 @@ fn a_flood_of_unique_names_is_refused_at_once_and_hits_keep_flowing() {
         }
     }
     let sent_after = started.elapsed();
-    wait_until("the bound of flights is reached", seconds(2), || {
-        agent.admin.metric("nodens_flights", &[]) >= Some(FLIGHTS as f64 * 0.9)
+    wait_until("one address's share of the flights is reached", seconds(2), || {
+        agent.admin.metric("nodens_flights", &[]) >= Some(FLIGHTS as f64 * 0.45)
     });
-    assert!(agent.admin.metric("nodens_flights", &[]) <= Some(FLIGHTS as f64));
+    assert!(agent.admin.metric("nodens_flights", &[]) <= Some(FLIGHTS as f64 * 0.5 + 1.0));
     let answers = answers.join().expect("reader");
     assert!(answers.len() * 100 >= FLOOD * 99, "{} of {FLOOD} were answered", answers.len());
     let at_once = answers.values().filter(|(_, after)| *after < sent_after + seconds(1)).count();
@@ -254,8 +254,9 @@ fn a_zone_with_silent_servers_leaves_flights_to_the_others() {
         silent.tcp(),
         good.tcp()
     ));
-    let socket = datagrams_from(source(0), agent.address);
-    for n in 0..200 {
+    // From so many addresses, because each has its share only.
+    let sockets: Vec<_> = (0..200).map(|n| datagrams_from(source(n), agent.address)).collect();
+    for (n, socket) in sockets.iter().enumerate() {
         socket.send(&message(&query(&format!("n{n}.silent.example."), "A"))).expect("send");
     }
     wait_until("all flights are taken", seconds(2), || {

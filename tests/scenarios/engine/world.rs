@@ -2,6 +2,7 @@
 //! and under a clock that moves only when all is quiet.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -277,6 +278,10 @@ impl Outlet for Waits {
     fn deliver(&self, message: &[u8]) -> bool {
         self.reply.take(message.to_vec(), &self.resolver);
         true
+    }
+
+    fn source(&self) -> Option<IpAddr> {
+        None
     }
 }
 
