@@ -6,19 +6,24 @@
 pub mod connection;
 mod exchange;
 pub mod health;
+mod names;
 pub mod server;
 pub mod system;
 pub mod transport;
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use exchange::Asking;
+use hickory_proto::rr::Name;
+use names::Names;
 use server::{How, Server, Settings};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use transport::{Kernel, Network};
 
 use crate::config;
@@ -160,6 +165,8 @@ pub struct Pool {
     definition: config::Upstream,
     servers: ArcSwap<Vec<Arc<Server>>>,
     settings: Arc<Settings>,
+    /// The servers given by name.
+    names: Names,
     turn: AtomicUsize,
     /// Counts recoveries: answers after failures. A failure remembered under an older number is void.
     generation: AtomicU64,
@@ -171,7 +178,7 @@ pub struct Pool {
 impl Pool {
     /// A pool without connections, whose late answers are lost. `ours` are the addresses that `system`
     /// must not lead to.
-    pub fn new(definition: config::Upstream, edns_size: u16, ours: &[IpAddr]) -> Arc<Self> {
+    pub fn new(definition: config::Upstream, edns_size: u16, ours: &[SocketAddr]) -> Arc<Self> {
         Self::with(definition, edns_size, ours, Arc::new(Kernel), mpsc::channel(1).0)
     }
 
@@ -179,7 +186,7 @@ impl Pool {
     pub fn with(
         definition: config::Upstream,
         edns_size: u16,
-        ours: &[IpAddr],
+        ours: &[SocketAddr],
         network: Arc<dyn Network>,
         late: Late,
     ) -> Arc<Self> {
@@ -191,6 +198,7 @@ impl Pool {
             late,
         };
         let pool = Self {
+            names: Names::new(&definition, ours, &settings),
             definition,
             servers: ArcSwap::default(),
             settings: Arc::new(settings),
@@ -200,7 +208,9 @@ impl Pool {
             answers: AtomicU64::new(0),
         };
         pool.refresh(ours);
-        Arc::new(pool)
+        let pool = Arc::new(pool);
+        names::follow(&pool);
+        pool
     }
 
     /// What it was made from.
@@ -219,7 +229,8 @@ impl Pool {
     }
 
     /// Makes the list of servers anew; those that stay keep their connections.
-    pub fn refresh(&self, ours: &[IpAddr]) {
+    pub fn refresh(&self, ours: &[SocketAddr]) {
+        let _alone = self.names.renewing();
         let mut wanted: Vec<(SocketAddr, How)> = Vec::new();
         for server in &self.definition.servers {
             match server {
@@ -227,12 +238,17 @@ impl Pool {
                 config::Server::Udp(addr) => wanted.push((*addr, How::Udp)),
                 config::Server::Tls(addr, name) => wanted.push((*addr, How::Tls(name.as_str().into()))),
                 config::Server::Auto(addr) => wanted.push((*addr, How::Auto)),
-                config::Server::Named(..) => {}
+                config::Server::Named(scheme, name, port) => {
+                    wanted.extend(self.names.servers(*scheme, name, *port));
+                }
                 config::Server::System => {
                     wanted.extend(system::servers(ours).into_iter().map(|addr| (addr, How::Udp)));
                 }
             }
         }
+        // Two names may lead to the same server.
+        let mut seen = HashSet::new();
+        wanted.retain(|server| seen.insert(server.clone()));
         let old = self.servers.load();
         if wanted.is_empty() && !old.is_empty() {
             return; // a resolv.conf that is just being written, or that names only us
@@ -242,6 +258,20 @@ impl Pool {
             known.cloned().unwrap_or_else(|| Server::new(*addr, how.clone(), Arc::clone(&self.settings)))
         };
         self.servers.store(Arc::new(wanted.iter().map(make).collect()));
+        if old.is_empty() && !wanted.is_empty() {
+            self.generation.fetch_add(1, Ordering::Relaxed); // that there was nobody to ask is no failure any more
+        }
+        self.names.changed();
+    }
+
+    /// Whether all servers' names have been looked up at least once.
+    pub fn is_looked_up(&self) -> bool {
+        self.names.are_looked_up()
+    }
+
+    /// Servers' names that could not be looked up the last time, and why.
+    pub fn unresolved(&self) -> Vec<(Name, String)> {
+        self.names.troubles()
     }
 
     /// Lets go of connections that are idle or stuck. Called once a second.
@@ -249,6 +279,7 @@ impl Pool {
         for server in self.servers.load().iter() {
             server.tidy(self.definition.timeout);
         }
+        self.names.tidy();
     }
 
     /// Counts recoveries; see [`crate::cache::failure`].
@@ -262,9 +293,16 @@ impl Pool {
     }
 
     /// Asks until there is an answer, inside one deadline: each server up to three times, beginning where
-    /// the policy says. A failure RCODE is taken from one other server at most.
+    /// the policy says. A failure RCODE is taken from one other server at most. Where servers are still being
+    /// looked up for the first time, that is waited for inside the same deadline.
     pub async fn exchange(&self, key: &Key) -> Exchange {
-        Asking::new(self, key).run().await
+        let deadline = Instant::now() + self.definition.timeout;
+        self.names.first(self, deadline).await;
+        let done = Asking::new(self, key).run(deadline).await;
+        if done.result.as_ref().is_err_and(|cause| !matches!(cause, Cause::Rcode(_))) {
+            self.names.look_again();
+        }
+        done
     }
 
     /// A good answer came. After failures of transport that is a recovery, and voids what is remembered

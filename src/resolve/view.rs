@@ -206,11 +206,13 @@ impl Zone {
         entry.rcode()
     }
 
-    /// Counts what was sent upstream.
+    /// Counts what was sent upstream. Servers that have left make room for one that is new, so that no more are
+    /// kept than there are at a time.
     pub fn count(&self, attempts: &[Attempt]) {
         let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         for attempt in attempts {
             let index = known.iter().position(|known| known.server == attempt.server).unwrap_or_else(|| {
+                self.forget_gone(&mut known);
                 known.push(Requests { server: Arc::clone(&attempt.server), udp: 0, tcp: 0 });
                 known.len() - 1
             });
@@ -226,9 +228,13 @@ impl Zone {
     /// Queries sent so far, to the servers that the zone has now.
     pub fn requests(&self) -> Vec<Requests> {
         let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget_gone(&mut known);
+        known.clone()
+    }
+
+    fn forget_gone(&self, known: &mut Vec<Requests>) {
         let servers = self.pool.servers();
         known.retain(|known| servers.iter().any(|server| server.label == known.server));
-        known.clone()
     }
 
     /// A server answered.

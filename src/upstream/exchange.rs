@@ -35,7 +35,10 @@ type Running = Pin<Box<dyn Future<Output = (usize, Result<Answer, Cause>)> + Sen
 pub(super) struct Asking<'a> {
     pool: &'a Pool,
     key: &'a Key,
-    servers: Arc<Vec<Arc<Server>>>,
+    /// The pool's servers when it last looked.
+    listed: Arc<Vec<Arc<Server>>>,
+    /// All that were there while it was on its way.
+    servers: Vec<Arc<Server>>,
     /// Of each server.
     tries: Vec<u32>,
     /// Those that answered with a failure: they would do so again.
@@ -64,13 +67,14 @@ struct Try {
 
 impl<'a> Asking<'a> {
     pub(super) fn new(pool: &'a Pool, key: &'a Key) -> Self {
-        let servers = pool.servers();
+        let listed = pool.servers();
         Self {
             pool,
             key,
-            tries: vec![0; servers.len()],
-            failed: vec![false; servers.len()],
-            servers,
+            tries: vec![0; listed.len()],
+            failed: vec![false; listed.len()],
+            servers: listed.to_vec(),
+            listed,
             running: FuturesUnordered::new(),
             open: Vec::new(),
             attempts: Vec::new(),
@@ -80,8 +84,7 @@ impl<'a> Asking<'a> {
         }
     }
 
-    pub(super) async fn run(mut self) -> Exchange {
-        let deadline = Instant::now() + self.pool.definition.timeout;
+    pub(super) async fn run(mut self, deadline: Instant) -> Exchange {
         let timer = tokio::time::sleep_until(deadline);
         tokio::pin!(timer);
         loop {
@@ -146,8 +149,29 @@ impl<'a> Asking<'a> {
         self.start(index);
     }
 
+    /// Takes in the servers that have come meanwhile. Those that have left are asked no more.
+    fn look_for_servers(&mut self) {
+        let listed = self.pool.servers();
+        if Arc::ptr_eq(&listed, &self.listed) {
+            return;
+        }
+        let stays = |server: &Arc<Server>| listed.iter().any(|listed| Arc::ptr_eq(listed, server));
+        for (server, tries) in self.servers.iter().zip(&mut self.tries) {
+            *tries = if stays(server) { *tries } else { TRIES };
+        }
+        for server in listed.iter() {
+            if !self.servers.iter().any(|known| Arc::ptr_eq(known, server)) {
+                self.servers.push(Arc::clone(server));
+                self.tries.push(0);
+                self.failed.push(false);
+            }
+        }
+        self.listed = listed;
+    }
+
     /// The server of the next try; `None` when each was asked often enough.
     fn next(&mut self) -> Option<usize> {
+        self.look_for_servers();
         let now = clock::now();
         // What a server has said is not checked with one that is known not to answer: the client would wait
         // for nothing.
