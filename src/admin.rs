@@ -187,6 +187,11 @@ impl Admin {
                 );
             }
         }
+        for zone in &self.resolver.view().zones {
+            for (name, why) in zone.pool.unresolved() {
+                let _ = writeln!(body, "zone {} upstream name {name}: not looked up ({why})", zone.name);
+            }
+        }
         let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         text(status, body)
     }

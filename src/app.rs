@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,9 @@ use crate::serve::{Pulse, socket::HEARTBEAT};
 use crate::upstream::transport::Kernel;
 use crate::upstream::{Late, LateAnswer, Pool, system};
 
+mod loops;
 mod watch_file;
+use loops::Probes;
 use watch_file::WatchedFile;
 
 /// How long a stopping agent waits for what is in flight.
@@ -70,9 +72,9 @@ pub struct Agent {
     hash: String,
     file: Option<WatchedFile>,
     resolv_conf: WatchedFile,
+    probes: Probes,
     pools: Vec<Arc<Pool>>,
     zones: HashMap<String, Arc<ZoneMetrics>>,
-    ours: Vec<IpAddr>,
     late: Late,
     resolver: Arc<Resolver>,
     clients: Arc<Clients>,
@@ -119,10 +121,9 @@ impl Agent {
             .map(|&addr| socket::open(addr, config.workers))
             .collect::<io::Result<_>>()?;
         let addrs: Vec<SocketAddr> = sockets.iter().map(|sockets| sockets.addr).collect();
-        let ours: Vec<IpAddr> = addrs.iter().map(SocketAddr::ip).collect();
         let (mut pools, mut zones) = (Vec::new(), HashMap::new());
         let (late, late_answers) = mpsc::channel(LATE);
-        let view = make_view(&config, &mut pools, &mut zones, &metrics, (&ours, &late));
+        let view = make_view(&config, &mut pools, &mut zones, &metrics, (&addrs, &late));
         let runtime = tokio::runtime::Handle::current();
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
         tokio::spawn(keep_late(Arc::clone(&resolver), late_answers));
@@ -141,12 +142,13 @@ impl Agent {
             listen = ?addrs, admin = %admin, control = %config.control.display(), workers = config.workers,
             after_ms = started.elapsed().as_secs_f64() * 1e3, "answering"
         );
+        let probes = Probes::start(&resolver);
         let agent = Self {
             file: path.map(WatchedFile::new),
             resolv_conf: WatchedFile::new(system::RESOLV_CONF.into()),
+            probes,
             pools,
             zones,
-            ours,
             late,
             resolver,
             clients,
@@ -159,7 +161,6 @@ impl Agent {
             config,
             hash: hash.to_owned(),
         };
-        look_for_loops(&agent.resolver);
         agent.readiness.wait_for_upstream(Arc::clone(&agent.resolver));
         Ok(agent)
     }
@@ -175,9 +176,10 @@ impl Agent {
         for pool in &self.pools {
             pool.tidy();
         }
+        self.probes.go_on(&self.resolver);
         if self.resolv_conf.changed() {
             for pool in self.pools.iter().filter(|pool| pool.is_system()) {
-                pool.refresh(&self.ours);
+                pool.refresh(&self.addrs);
             }
         }
         let watched = self.config.reload == Reload::Auto;
@@ -212,12 +214,13 @@ impl Agent {
             ("edns_size", new.edns_size == old.edns_size),
             ("limits", new.limits == old.limits),
             ("log", new.log == old.log),
+            ("network", new.network == old.network),
         ];
         if let Some((key, _)) = fixed.into_iter().find(|(_, same)| !same) {
             return Err(ReloadError::Fixed(key));
         }
         let metrics = Arc::clone(&self.resolver.metrics);
-        let own = (&*self.ours, &self.late);
+        let own = (&*self.addrs, &self.late);
         let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, own);
         self.resolver.replace_view(view);
         self.config = new;
@@ -292,20 +295,6 @@ fn serve(
     Ok(threads)
 }
 
-/// Asks each server of each pool once whether it leads back here, for the first zone that the pool serves.
-fn look_for_loops(resolver: &Arc<Resolver>) {
-    let view = resolver.view();
-    for (index, zone) in view.zones.iter().enumerate() {
-        if view.zones[..index].iter().any(|before| Arc::ptr_eq(&before.pool, &zone.pool)) {
-            continue;
-        }
-        for server in zone.pool.servers().iter() {
-            let (resolver, zone, server) = (Arc::clone(resolver), Arc::clone(zone), Arc::clone(server));
-            tokio::spawn(async move { resolver.echoes.probe(&zone, &server).await });
-        }
-    }
-}
-
 /// The view of a configuration. Pools of equal definitions and counters of equal names are kept from
 /// the one before; pools that no zone uses any more go.
 fn make_view(
@@ -313,7 +302,7 @@ fn make_view(
     pools: &mut Vec<Arc<Pool>>,
     zones: &mut HashMap<String, Arc<ZoneMetrics>>,
     metrics: &Metrics,
-    (ours, late): (&[IpAddr], &Late),
+    (ours, late): (&[SocketAddr], &Late),
 ) -> View {
     let mut used: Vec<Arc<Pool>> = Vec::new();
     let mut names: Vec<String> = Vec::new();

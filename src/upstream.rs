@@ -7,6 +7,7 @@ pub mod connection;
 pub mod connections;
 mod exchange;
 pub mod health;
+mod names;
 pub mod pace;
 mod probe;
 pub mod queue;
@@ -14,13 +15,16 @@ pub mod server;
 pub mod system;
 pub mod transport;
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use exchange::Asking;
+use hickory_proto::rr::Name;
+use names::Names;
 use pace::Budget;
 use queue::Source;
 use server::{How, Server, Settings};
@@ -217,6 +221,8 @@ pub struct Pool {
     definition: config::Upstream,
     servers: ArcSwap<Vec<Arc<Server>>>,
     settings: Arc<Settings>,
+    /// The servers given by name.
+    names: Names,
     turn: AtomicUsize,
     /// Counts recoveries: answers after failures. A failure remembered under an older number is void.
     generation: AtomicU64,
@@ -235,7 +241,7 @@ pub struct Pool {
 impl Pool {
     /// A pool without connections, whose late answers are lost. `ours` are the addresses that `system`
     /// must not lead to.
-    pub fn new(definition: config::Upstream, edns_size: u16, ours: &[IpAddr]) -> Arc<Self> {
+    pub fn new(definition: config::Upstream, edns_size: u16, ours: &[SocketAddr]) -> Arc<Self> {
         Self::with(definition, edns_size, ours, Arc::new(Kernel), mpsc::channel(1).0)
     }
 
@@ -243,7 +249,7 @@ impl Pool {
     pub fn with(
         definition: config::Upstream,
         edns_size: u16,
-        ours: &[IpAddr],
+        ours: &[SocketAddr],
         network: Arc<dyn Network>,
         late: Late,
     ) -> Arc<Self> {
@@ -256,6 +262,7 @@ impl Pool {
         };
         let pool = Arc::new_cyclic(|me| Self {
             budget: Budget::new(definition.hedge.as_ref()),
+            names: Names::new(&definition, ours, &settings),
             definition,
             servers: ArcSwap::default(),
             settings: Arc::new(settings),
@@ -268,6 +275,7 @@ impl Pool {
             me: Weak::clone(me),
         });
         pool.refresh(ours);
+        names::follow(&pool);
         pool
     }
 
@@ -287,7 +295,8 @@ impl Pool {
     }
 
     /// Makes the list of servers anew; those that stay keep their connections.
-    pub fn refresh(&self, ours: &[IpAddr]) {
+    pub fn refresh(&self, ours: &[SocketAddr]) {
+        let _alone = self.names.renewing();
         let mut wanted: Vec<(SocketAddr, How)> = Vec::new();
         for server in &self.definition.servers {
             match server {
@@ -295,12 +304,17 @@ impl Pool {
                 config::Server::Udp(addr) => wanted.push((*addr, How::Udp)),
                 config::Server::Tls(addr, name) => wanted.push((*addr, How::Tls(name.as_str().into()))),
                 config::Server::Auto(addr) => wanted.push((*addr, How::Auto)),
-                config::Server::Named(..) => {}
+                config::Server::Named(scheme, name, port) => {
+                    wanted.extend(self.names.servers(*scheme, name, *port));
+                }
                 config::Server::System => {
                     wanted.extend(system::servers(ours).into_iter().map(|addr| (addr, How::Udp)));
                 }
             }
         }
+        // Two names may lead to the same server.
+        let mut seen = HashSet::new();
+        wanted.retain(|server| seen.insert(server.clone()));
         if wanted.is_empty() && !self.servers.load().is_empty() {
             return; // a resolv.conf that is just being written, or that names only us
         }
@@ -315,6 +329,20 @@ impl Pool {
             known.cloned().unwrap_or_else(|| Server::new(*addr, how.clone(), Arc::clone(&self.settings)))
         };
         self.servers.store(Arc::new(wanted.iter().map(make).collect()));
+        if old.is_empty() && !wanted.is_empty() {
+            self.generation.fetch_add(1, Ordering::Relaxed); // that there was nobody to ask is no failure any more
+        }
+        self.names.changed();
+    }
+
+    /// Whether all servers' names have been looked up at least once.
+    pub fn is_looked_up(&self) -> bool {
+        self.names.are_looked_up()
+    }
+
+    /// Servers' names that could not be looked up the last time, and why.
+    pub fn unresolved(&self) -> Vec<(Name, String)> {
+        self.names.troubles()
     }
 
     /// Lets go of connections that are idle or stuck, and counts failures of servers that answer nobody, though
@@ -325,6 +353,7 @@ impl Pool {
                 self.has_failed(server, None);
             }
         }
+        self.names.tidy();
     }
 
     /// Counts recoveries; see [`crate::cache::failure`].
@@ -371,10 +400,17 @@ impl Pool {
     }
 
     /// Asks until there is an answer, inside one deadline: each server up to three times, beginning where
-    /// the policy says. A failure RCODE is taken from one other server at most. Where queries have to wait for each
+    /// the policy says. A failure RCODE is taken from one other server at most. Where servers are still being
+    /// looked up for the first time, that is waited for inside the same deadline. Where queries have to wait for each
     /// other, `source` says whose it is.
     pub async fn exchange(&self, key: &Key, source: Source) -> Exchange {
-        Asking::new(self, key, source).run().await
+        let deadline = Instant::now() + self.definition.timeout;
+        self.names.first(self, deadline).await;
+        let done = Asking::new(self, key, source, deadline).run().await;
+        if done.result.as_ref().is_err_and(|cause| !matches!(cause, Cause::Rcode(_))) {
+            self.names.look_again();
+        }
+        done
     }
 
     /// A good answer came. After failures of transport that is a recovery, and voids what is remembered

@@ -37,6 +37,8 @@ mod hostile_upstream_more;
 mod loops;
 #[path = "blackbox/malformed.rs"]
 mod malformed;
+#[path = "blackbox/names.rs"]
+mod names;
 #[path = "blackbox/negative.rs"]
 mod negative;
 #[path = "blackbox/records.rs"]

@@ -206,11 +206,13 @@ impl Zone {
         entry.rcode()
     }
 
-    /// Counts what was sent upstream.
+    /// Counts what was sent upstream. Servers that have left make room for one that is new, so that no more are
+    /// kept than there are at a time.
     pub fn count(&self, attempts: &[Attempt]) {
         let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         for attempt in attempts {
             let index = known.iter().position(|known| known.server == attempt.server).unwrap_or_else(|| {
+                self.forget_gone(&mut known);
                 known.push(Requests { server: Arc::clone(&attempt.server), udp: 0, tcp: 0 });
                 known.len() - 1
             });
@@ -226,9 +228,13 @@ impl Zone {
     /// Queries sent so far, to the servers that the zone has now.
     pub fn requests(&self) -> Vec<Requests> {
         let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forget_gone(&mut known);
+        known.clone()
+    }
+
+    fn forget_gone(&self, known: &mut Vec<Requests>) {
         let servers = self.pool.servers();
         known.retain(|known| servers.iter().any(|server| server.label == known.server));
-        known.clone()
     }
 
     /// A server answered.
@@ -249,5 +255,42 @@ impl Zone {
     /// Unix time since which no server answers; 0 while one does.
     pub fn failing_since(&self) -> u64 {
         self.failing_since.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Server;
+    use crate::metrics::Metrics;
+    use crate::upstream::Sent;
+
+    fn attempt(server: &str) -> Attempt {
+        let sent = Sent { tcp: 1, ..Sent::default() };
+        Attempt { server: server.into(), sent, took: Duration::ZERO, failed: None }
+    }
+
+    #[test]
+    fn what_is_counted_of_servers_that_left_does_not_pile_up() {
+        let there = ["192.0.2.1:53", "192.0.2.2:53"].map(|text| Server::Tcp(text.parse().unwrap()));
+        let config = config::Config {
+            zones: vec![config::Zone::new(vec![Name::root()], there.to_vec())],
+            ..config::Config::default()
+        };
+        let metrics = Metrics::new(1);
+        let view =
+            View::new(&config, |zone| (Pool::new(zone.upstream.clone(), 1232, &[]), metrics.zone(".")));
+        let zone = &view.zones[0];
+        zone.count(&there.map(|server| attempt(&server.to_string())));
+        for n in 0..1000 {
+            zone.count(&[
+                attempt(&format!("tcp://198.51.100.{}:{}", n % 250, n)),
+                attempt("tcp://192.0.2.1:53"),
+            ]);
+            assert!(zone.requests.lock().unwrap().len() <= 3);
+        }
+        let counted: Vec<_> =
+            zone.requests().into_iter().map(|sent| (sent.server.to_string(), sent.tcp)).collect();
+        assert_eq!(counted, [("tcp://192.0.2.1:53".to_owned(), 1001), ("tcp://192.0.2.2:53".to_owned(), 1)]);
     }
 }

@@ -39,6 +39,9 @@ pub(super) struct Asking<'a> {
     key: &'a Key,
     source: Source,
     deadline: Instant,
+    /// The pool's servers when it last looked.
+    listed: Arc<Vec<Arc<Server>>>,
+    /// All that were there while it was on its way.
     servers: Arc<Vec<Arc<Server>>>,
     /// What has been asked of each server.
     asked: Vec<Asked>,
@@ -93,21 +96,21 @@ impl Try {
 }
 
 impl<'a> Asking<'a> {
-    pub(super) fn new(pool: &'a Pool, key: &'a Key, source: Source) -> Self {
+    pub(super) fn new(pool: &'a Pool, key: &'a Key, source: Source, deadline: Instant) -> Self {
         let servers = pool.servers();
-        let now = Instant::now();
         pool.budget.earn();
         Self {
             pool,
             key,
             source,
-            deadline: now + pool.definition.timeout,
+            deadline,
             asked: vec![Asked::default(); servers.len()],
+            listed: Arc::clone(&servers),
             servers,
             open: Vec::new(),
             tried: 0,
             attempts: Vec::new(),
-            wake: now,
+            wake: deadline,
             cause: Cause::NoServer,
             answers_before: pool.answers.load(Ordering::Relaxed),
         }
@@ -133,6 +136,7 @@ impl<'a> Asking<'a> {
                     }
                 }
                 () = &mut timer => {
+                    self.look_for_servers();
                     if Instant::now() >= self.deadline || self.is_hopeless() {
                         self.cut_off();
                         return Exchange { result: Err(self.cause), attempts: self.attempts };
@@ -262,8 +266,29 @@ impl<'a> Asking<'a> {
         }
     }
 
+    /// Takes in the servers that have come meanwhile. Those that have left are asked no more.
+    fn look_for_servers(&mut self) {
+        let listed = self.pool.servers();
+        if Arc::ptr_eq(&listed, &self.listed) {
+            return;
+        }
+        let is_in =
+            |list: &[Arc<Server>], server: &Arc<Server>| list.iter().any(|known| Arc::ptr_eq(known, server));
+        for (server, asked) in self.servers.iter().zip(&mut self.asked) {
+            asked.tries = if is_in(&listed, server) { asked.tries } else { TRIES };
+        }
+        for server in listed.iter() {
+            if !is_in(&self.servers, server) {
+                Arc::make_mut(&mut self.servers).push(Arc::clone(server));
+                self.asked.push(Asked::default());
+            }
+        }
+        self.listed = listed;
+    }
+
     /// The server of the next try; `None` when each was asked often enough, or is known to be down.
     fn next(&mut self) -> Option<usize> {
+        self.look_for_servers();
         // What a server has said is not checked with one that is known not to answer: the client would wait
         // for nothing.
         let second_opinion = self.asked.iter().any(|asked| asked.failed);

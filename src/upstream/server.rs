@@ -98,7 +98,7 @@ impl Sending {
 }
 
 /// How a server is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum How {
     /// By TCP.
     Tcp,

@@ -7,7 +7,10 @@ use std::thread;
 use std::time::Instant;
 use std::{fs, io};
 
-use crate::support::{Agent, Upstream, ask, datagram_reply, free_port, millis, nodens, seconds, wait_until};
+use crate::support::{
+    Agent, Reaction, Upstream, address_reply, ask, datagram_reply, free_port, millis, nodens, seconds,
+    wait_until,
+};
 
 /// Something that passes every packet and every connection on, as a Service would that has the agent itself
 /// as its endpoint.
@@ -77,11 +80,17 @@ fn loopback() -> SocketAddr {
 /// An agent on `listen` before these servers ends by itself, and names one of them and no other.
 #[track_caller]
 fn ends_and_names(listen: SocketAddr, servers: &[&str], named: &str) {
+    ends_with(listen, &zone(servers), named);
+}
+
+/// The same with these zones.
+#[track_caller]
+fn ends_with(listen: SocketAddr, zones: &str, named: &str) {
     let dir = tempfile::tempdir().expect("temporary directory");
     let config = dir.path().join("nodens.yaml");
     let (admin, control) = (loopback(), dir.path().join("control.sock"));
     let head = format!("listen: [\"{listen}\"]\nadmin: \"{admin}\"\ncontrol: {}\n", control.display());
-    fs::write(&config, head + &zone(servers)).expect("config");
+    fs::write(&config, head + zones).expect("config");
     let run = nodens(&["run", "--config", &config.display().to_string()]);
     assert_eq!(run.code, 1, "{}", run.text());
     let error = format!(
@@ -114,6 +123,19 @@ fn of_two_servers_the_one_that_leads_back_is_named() {
     let relay = Relay::to(listen);
     let server = format!("udp://{}", relay.address);
     ends_and_names(listen, &[&upstream.tcp(), &server], &server);
+}
+
+#[test]
+fn a_name_that_leads_back_ends_the_agent() {
+    let listen = loopback();
+    let relay = Relay::to(listen);
+    let bootstrap = Upstream::start(|query, _| Reaction::Answer(address_reply(query, 30, "127.0.0.1")));
+    let zones = format!(
+        "zones:\n  - match: [loop.test]\n    upstream: {{ servers: [\"tcp://dns.test:{}\"], bootstrap: [\"{}\"] }}\n",
+        relay.address.port(),
+        bootstrap.udp(),
+    );
+    ends_with(listen, &zones, &format!("tcp://{}", relay.address));
 }
 
 #[test]

@@ -66,6 +66,18 @@ fn a_wrong_new_config_keeps_the_old_one() {
 }
 
 #[test]
+fn what_is_fixed_at_the_start_is_not_reloaded() {
+    let (first, second) = (answering("192.0.2.1"), answering("192.0.2.2"));
+    let mut agent = Agent::start(&zone(&first, "reload: signal\n"));
+    agent.write_config(&zone(&second, "reload: signal\nnetwork: { mark: { own: 0x37 } }\n"));
+    agent.signal("HUP");
+    wait_until("the failure shows", seconds(5), || last_reload(&agent) == Some(0.0));
+    let said = agent.output();
+    assert!(said.contains("network cannot change while the agent runs: restart it"), "{said}");
+    wait_for_address(&agent, "192.0.2.1", seconds(2));
+}
+
+#[test]
 fn a_changed_file_is_noticed() {
     let (first, second) = (answering("192.0.2.1"), answering("192.0.2.2"));
     let mut agent = Agent::start(&zone(&first, ""));
