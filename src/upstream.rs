@@ -8,6 +8,7 @@ mod exchange;
 pub mod health;
 pub mod server;
 pub mod system;
+pub mod tls;
 pub mod transport;
 
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +19,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use exchange::Asking;
 use server::{How, Server, Settings};
+use tls::Tls;
 use tokio::sync::mpsc;
 use transport::{Kernel, Network};
 
@@ -44,11 +46,15 @@ pub enum Cause {
     NoServer,
     /// It had time left, but another try has decided.
     GivenUp,
+    /// Its certificate does not prove that it is the server that was meant.
+    Certificate,
+    /// Any other reason why TLS failed.
+    Tls,
 }
 
 impl Cause {
     /// The labels of all causes in metrics and traces.
-    pub const LABELS: [&'static str; 9] = [
+    pub const LABELS: [&'static str; 11] = [
         "connect",
         "closed",
         "timeout",
@@ -58,6 +64,8 @@ impl Cause {
         "rcode",
         "no_server",
         "given_up",
+        "certificate",
+        "tls",
     ];
 
     /// Its place among the labels.
@@ -72,6 +80,8 @@ impl Cause {
             Self::Rcode(_) => 6,
             Self::NoServer => 7,
             Self::GivenUp => 8,
+            Self::Certificate => 9,
+            Self::Tls => 10,
         }
     }
 
@@ -101,6 +111,8 @@ pub struct Connects {
     pub failed: Counter,
     /// No answer to the SYN.
     pub timeout: Counter,
+    /// Connected, and then no TLS.
+    pub tls: Counter,
 }
 
 /// What went out in one try.
@@ -166,6 +178,8 @@ pub struct Pool {
     failing: AtomicBool,
     /// Good answers so far.
     answers: AtomicU64,
+    /// Why its `tls://` servers cannot be asked.
+    unusable: Option<tls::LoadError>,
 }
 
 impl Pool {
@@ -183,7 +197,10 @@ impl Pool {
         network: Arc<dyn Network>,
         late: Late,
     ) -> Arc<Self> {
+        let (tls, unusable) =
+            Tls::load(&definition).map_or_else(|error| (None, Some(error)), |tls| (tls, None));
         let settings = Settings {
+            tls,
             connections: definition.connections.clone(),
             mixed_case: definition.mixed_case,
             edns_size,
@@ -198,6 +215,7 @@ impl Pool {
             generation: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             answers: AtomicU64::new(0),
+            unusable,
         };
         pool.refresh(ours);
         Arc::new(pool)
@@ -206,6 +224,20 @@ impl Pool {
     /// What it was made from.
     pub fn definition(&self) -> &config::Upstream {
         &self.definition
+    }
+
+    /// Whether it is still what this definition means: files that it names may have changed.
+    pub fn is_made_from(&self, definition: &config::Upstream) -> bool {
+        self.definition == *definition
+            && self.settings.tls.as_ref().is_none_or(|tls| tls.is_current(definition))
+    }
+
+    /// That its servers can be asked.
+    ///
+    /// # Errors
+    /// There are `tls://` servers, and nobody to vouch for them.
+    pub fn usable(&self) -> Result<(), tls::LoadError> {
+        self.unusable.clone().map_or(Ok(()), Err)
     }
 
     /// The servers as they are now.

@@ -10,7 +10,8 @@ use tokio::time::{Instant, timeout};
 
 use super::connection::{Broken, Connection};
 use super::health::Health;
-use super::transport::Network;
+use super::tls::{self, Tls};
+use super::transport::{Link, Network};
 use super::{Cause, Counts, Late, Sent};
 use crate::config;
 use crate::metrics::Histogram;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub edns_size: u16,
     /// Where servers are.
     pub network: Arc<dyn Network>,
+    /// Whom `tls://` servers have to convince.
+    pub tls: Option<Tls>,
     /// Takes the answers that nobody waits for any more.
     pub late: Late,
 }
@@ -128,12 +131,18 @@ pub struct Server {
     room: Arc<Notify>,
     /// What is counted of it.
     pub counts: Arc<Counts>,
+    /// What makes its connections private, if it is a `tls://` server.
+    pub tls: Option<tls::Client>,
 }
 
 impl Server {
     /// A server without connections; they are opened when there is demand.
     pub fn new(addr: SocketAddr, how: How, settings: Arc<Settings>) -> Arc<Self> {
         let label: Arc<str> = format!("{}://{addr}", how.scheme()).into();
+        let tls = match &how {
+            How::Tls(name) => Some(tls::Client::new(settings.tls.as_ref(), name, Arc::clone(&label))),
+            _ => None,
+        };
         Arc::new(Self {
             addr,
             label,
@@ -148,6 +157,7 @@ impl Server {
             udp_in_flight: AtomicUsize::new(0),
             room: Arc::new(Notify::new()),
             counts: Arc::default(),
+            tls,
         })
     }
 
@@ -303,26 +313,36 @@ impl Server {
 
     /// Opens a connection and puts it into the pool.
     async fn open_one(self: Arc<Self>) -> Result<Arc<Connection>, Cause> {
-        let stream = timeout(CONNECT, self.settings.network.connect(self.addr)).await;
-        let connects = &self.counts.connects;
-        match &stream {
-            Ok(Ok(_)) => connects.ok.add(1),
-            Ok(Err(_)) => connects.failed.add(1),
-            Err(_) => connects.timeout.add(1),
-        }
-        let mut opened = Err(Cause::Connect);
-        if let Ok(Ok(stream)) = stream {
+        let opened = self.open_stream().await.map(|stream| {
             // 10 % more or less, so that connections opened together do not end together.
             let age = self.settings.connections.max_age.mul_f64(rand::random_range(0.9..1.1));
             let room = Arc::clone(&self.room);
             let (counts, late) = (Arc::clone(&self.counts), self.settings.late.clone());
             let connection = Arc::new(Connection::start(stream, Instant::now() + age, room, counts, late));
             self.connections().push(Arc::clone(&connection));
-            opened = Ok(connection);
-        }
+            connection
+        });
         self.opening.fetch_sub(1, Ordering::Relaxed);
         self.room.notify_waiters();
         opened
+    }
+
+    /// A stream that takes queries.
+    async fn open_stream(&self) -> Result<Link, Cause> {
+        let connects = &self.counts.connects;
+        let (counter, stream) = match timeout(CONNECT, self.settings.network.connect(self.addr)).await {
+            Ok(Ok(stream)) => match &self.tls {
+                Some(tls) => match tls.handshake(stream).await {
+                    Ok(stream) => (&connects.ok, Ok(stream)),
+                    Err(cause) => (&connects.tls, Err(cause)),
+                },
+                None => (&connects.ok, Ok(stream)),
+            },
+            Ok(Err(_)) => (&connects.failed, Err(Cause::Connect)),
+            Err(_) => (&connects.timeout, Err(Cause::Connect)),
+        };
+        counter.add(1);
+        stream
     }
 
     /// The usable connections. Those that ended or are too old leave the pool here; an old one
