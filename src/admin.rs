@@ -26,6 +26,7 @@ use crate::resolve::view::Zone;
 use crate::serve::{Pulse, socket};
 use crate::upstream::Connects;
 use crate::upstream::server::Server;
+use crate::upstream::tls::Handshakes;
 use crate::upstream::{Attempt, Cause, apex};
 
 /// HTTP clients at one time; probes and a scraper are three.
@@ -257,11 +258,17 @@ fn write_servers(page: &mut String, zones: &[Arc<Zone>]) {
     let writes = |server: &Arc<Server>| (label(server), server.counts.writes.value());
     names::UPSTREAM_WRITES.write(page, servers.iter().map(writes));
     let connects = servers.iter().flat_map(|server| {
-        let Connects { ok, failed, timeout } = &server.counts.connects;
-        [("ok", ok), ("failed", failed), ("timeout", timeout)]
+        let Connects { ok, failed, timeout, tls } = &server.counts.connects;
+        [("ok", ok), ("failed", failed), ("timeout", timeout), ("tls", tls)]
             .map(|(result, count)| (format!("{},result=\"{result}\"", label(server)), count.value()))
     });
     names::UPSTREAM_CONNECTS.write(page, connects);
+    let private = servers.iter().filter_map(|server| Some((server, &server.tls.as_ref()?.handshakes)));
+    let handshakes = private.flat_map(|(server, Handshakes { full, resumed, failed })| {
+        [("full", full), ("resumed", resumed), ("failed", failed)]
+            .map(|(result, count)| (format!("{},result=\"{result}\"", label(server)), count.value()))
+    });
+    names::UPSTREAM_TLS_HANDSHAKES.write(page, handshakes);
     let failures = servers.iter().flat_map(|server| {
         let causes = Cause::LABELS.iter().zip(&server.counts.failures);
         causes.map(|(cause, count)| (format!("{},cause=\"{cause}\"", label(server)), count.value()))

@@ -27,7 +27,7 @@ use crate::serve::tcp::{Clients, Listener};
 use crate::serve::udp::Worker;
 use crate::serve::{Pulse, socket::HEARTBEAT};
 use crate::upstream::transport::Kernel;
-use crate::upstream::{Late, LateAnswer, Pool, system};
+use crate::upstream::{Late, LateAnswer, Pool, system, tls};
 
 mod loops;
 mod watch_file;
@@ -50,6 +50,9 @@ pub enum StartError {
     /// A socket cannot be opened.
     #[error(transparent)]
     Socket(#[from] io::Error),
+    /// There are `tls://` servers, and nobody to vouch for them.
+    #[error(transparent)]
+    Tls(#[from] tls::LoadError),
     /// The recorder of metrics is there already: a second agent in one process.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -61,6 +64,9 @@ pub enum ReloadError {
     /// It is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// As [`StartError::Tls`].
+    #[error(transparent)]
+    Tls(#[from] tls::LoadError),
     /// It changes what is fixed when the agent starts.
     #[error("{0} cannot change while the agent runs: restart it")]
     Fixed(&'static str),
@@ -123,7 +129,7 @@ impl Agent {
         let addrs: Vec<SocketAddr> = sockets.iter().map(|sockets| sockets.addr).collect();
         let (mut pools, mut zones) = (Vec::new(), HashMap::new());
         let (late, late_answers) = mpsc::channel(LATE);
-        let view = make_view(&config, &mut pools, &mut zones, &metrics, (&addrs, &late));
+        let view = make_view(&config, &mut pools, &mut zones, &metrics, (&addrs, &late))?;
         let runtime = tokio::runtime::Handle::current();
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
         tokio::spawn(keep_late(Arc::clone(&resolver), late_answers));
@@ -221,7 +227,7 @@ impl Agent {
         }
         let metrics = Arc::clone(&self.resolver.metrics);
         let own = (&*self.addrs, &self.late);
-        let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, own);
+        let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, own)?;
         self.resolver.replace_view(view);
         self.config = new;
         publish_config(&self.hash, 0.0);
@@ -296,18 +302,19 @@ fn serve(
 }
 
 /// The view of a configuration. Pools of equal definitions and counters of equal names are kept from
-/// the one before; pools that no zone uses any more go.
+/// the one before; pools that no zone uses any more go. An error changes nothing.
 fn make_view(
     config: &Config,
     pools: &mut Vec<Arc<Pool>>,
     zones: &mut HashMap<String, Arc<ZoneMetrics>>,
     metrics: &Metrics,
     (ours, late): (&[SocketAddr], &Late),
-) -> View {
+) -> Result<View, tls::LoadError> {
     let mut used: Vec<Arc<Pool>> = Vec::new();
     let mut names: Vec<String> = Vec::new();
     let view = View::new(config, |zone: &config::Zone| {
-        let known = used.iter().chain(pools.iter()).find(|pool| *pool.definition() == zone.upstream);
+        let shared = used.iter().find(|pool| *pool.definition() == zone.upstream);
+        let known = shared.or_else(|| pools.iter().find(|pool| pool.is_made_from(&zone.upstream)));
         let make = || {
             let definition = zone.upstream.clone();
             Pool::with(definition, config.edns_size, ours, Arc::new(Kernel), late.clone())
@@ -324,12 +331,13 @@ fn make_view(
         names.push(name);
         (pool, Arc::clone(counters))
     });
+    used.iter().try_for_each(|pool| pool.usable())?;
     for zone in view.zones.iter().rev() {
         zone.pool.probe_with(&zone.apex); // in the end the first zone that asks it
     }
     zones.retain(|name, _| names.contains(name));
     *pools = used;
-    view
+    Ok(view)
 }
 
 /// Keeps the answers that came after their clients had been told something else.

@@ -13,6 +13,7 @@ mod probe;
 pub mod queue;
 pub mod server;
 pub mod system;
+pub mod tls;
 pub mod transport;
 
 use std::collections::HashSet;
@@ -28,6 +29,7 @@ use names::Names;
 use pace::Budget;
 use queue::Source;
 use server::{How, Server, Settings};
+use tls::Tls;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use transport::{Kernel, Network};
@@ -59,11 +61,15 @@ pub enum Cause {
     GivenUp,
     /// More queries wait for the server than it can answer in time.
     Busy,
+    /// Its certificate does not prove that it is the server that was meant.
+    Certificate,
+    /// Any other reason why TLS failed.
+    Tls,
 }
 
 impl Cause {
     /// The labels of all causes in metrics and traces.
-    pub const LABELS: [&'static str; 10] = [
+    pub const LABELS: [&'static str; 12] = [
         "connect",
         "closed",
         "timeout",
@@ -74,6 +80,8 @@ impl Cause {
         "no_server",
         "given_up",
         "busy",
+        "certificate",
+        "tls",
     ];
 
     /// Its place among the labels.
@@ -89,6 +97,8 @@ impl Cause {
             Self::NoServer => 7,
             Self::GivenUp => 8,
             Self::Busy => 9,
+            Self::Certificate => 10,
+            Self::Tls => 11,
         }
     }
 
@@ -131,6 +141,8 @@ pub struct Connects {
     pub failed: Counter,
     /// No answer to the SYN.
     pub timeout: Counter,
+    /// Connected, and then no TLS.
+    pub tls: Counter,
 }
 
 /// What went out in one try.
@@ -236,6 +248,8 @@ pub struct Pool {
     /// What probes ask for.
     probe: ArcSwap<Key>,
     me: Weak<Self>,
+    /// Why its `tls://` servers cannot be asked.
+    unusable: Option<tls::LoadError>,
 }
 
 impl Pool {
@@ -253,7 +267,10 @@ impl Pool {
         network: Arc<dyn Network>,
         late: Late,
     ) -> Arc<Self> {
+        let (tls, unusable) =
+            Tls::load(&definition).map_or_else(|error| (None, Some(error)), |tls| (tls, None));
         let settings = Settings {
+            tls,
             connections: definition.connections.clone(),
             mixed_case: definition.mixed_case,
             edns_size,
@@ -273,6 +290,7 @@ impl Pool {
             hedges: Hedges::default(),
             probe: ArcSwap::from_pointee(apex(&[0])),
             me: Weak::clone(me),
+            unusable,
         });
         pool.refresh(ours);
         names::follow(&pool);
@@ -282,6 +300,20 @@ impl Pool {
     /// What it was made from.
     pub fn definition(&self) -> &config::Upstream {
         &self.definition
+    }
+
+    /// Whether it is still what this definition means: files that it names may have changed.
+    pub fn is_made_from(&self, definition: &config::Upstream) -> bool {
+        self.definition == *definition
+            && self.settings.tls.as_ref().is_none_or(|tls| tls.is_current(definition))
+    }
+
+    /// That its servers can be asked.
+    ///
+    /// # Errors
+    /// There are `tls://` servers, and nobody to vouch for them.
+    pub fn usable(&self) -> Result<(), tls::LoadError> {
+        self.unusable.clone().map_or(Ok(()), Err)
     }
 
     /// The servers as they are now.

@@ -51,6 +51,8 @@ mod shutdown;
 mod single_flight;
 #[path = "blackbox/tcp_clients.rs"]
 mod tcp_clients;
+#[path = "blackbox/tls.rs"]
+mod tls;
 #[path = "blackbox/truncation.rs"]
 mod truncation;
 #[path = "blackbox/upstream.rs"]

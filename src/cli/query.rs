@@ -182,10 +182,11 @@ fn print_trace(trace: &Value, as_json: bool) -> anyhow::Result<()> {
     println!(";; zone {}: {} in {} ms", text(&trace["zone"]), text(&trace["result"]), ms(&trace["took_us"]));
     for (index, attempt) in trace["attempts"].as_array().into_iter().flatten().enumerate() {
         let outcome = attempt["failed"].as_str().unwrap_or("answered");
+        let stream = if text(&attempt["server"]).starts_with("tls://") { "TLS" } else { "TCP" };
         let transport = match (attempt["udp"] == true, attempt["tcp"] == true) {
-            (true, true) => "UDP, then TCP".to_owned(),
+            (true, true) => format!("UDP, then {stream}"),
             (true, false) => "UDP".to_owned(),
-            (false, true) => format!("{} TCP connection", text(&attempt["connection"])),
+            (false, true) => format!("{} {stream} connection", text(&attempt["connection"])),
             (false, false) => "nothing sent".to_owned(),
         };
         println!(

@@ -191,7 +191,9 @@ impl Drop for Landing<'_> {
 fn failure_answer(cause: upstream::Cause) -> (u16, ExtendedError) {
     use upstream::Cause as Of;
     match cause {
-        Of::Connect | Of::Timeout | Of::NoServer => (rcode::SERVFAIL, ExtendedError::NoReachableAuthority),
+        Of::Connect | Of::Timeout | Of::NoServer | Of::Certificate | Of::Tls => {
+            (rcode::SERVFAIL, ExtendedError::NoReachableAuthority)
+        }
         Of::Busy => (rcode::SERVFAIL, ExtendedError::NotReady),
         Of::Rcode(rcode::REFUSED) => (rcode::REFUSED, ExtendedError::Prohibited),
         Of::Closed | Of::Malformed | Of::GivenUp | Of::Rcode(_) => {

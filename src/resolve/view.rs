@@ -263,11 +263,18 @@ mod tests {
     use super::*;
     use crate::config::Server;
     use crate::metrics::Metrics;
-    use crate::upstream::Sent;
+    use crate::upstream::{Sent, Why};
 
     fn attempt(server: &str) -> Attempt {
         let sent = Sent { tcp: 1, ..Sent::default() };
-        Attempt { server: server.into(), sent, took: Duration::ZERO, failed: None }
+        Attempt {
+            server: server.into(),
+            why: Why::First,
+            sent,
+            waited: None,
+            took: Duration::ZERO,
+            failed: None,
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::connection::{Broken, Connection, Owner};
 use super::pace::Pace;
 use super::queue::{Queue, Source, Ticket, fits};
 use super::server::Settings;
+use super::tls;
 use super::transport::Link;
 use super::{Cause, Counts};
 use crate::wire::key::Key;
@@ -42,6 +43,7 @@ pub struct Connections {
     settings: Arc<Settings>,
     counts: Arc<Counts>,
     pace: Arc<Pace>,
+    tls: Option<Arc<tls::Client>>,
     state: Mutex<State>,
     /// Queries that wait, so that an answer need not take the lock to see that none does.
     waiting: AtomicUsize,
@@ -136,9 +138,15 @@ impl Drop for Waiting<'_> {
 
 impl Connections {
     /// None yet.
-    pub fn new(addr: SocketAddr, settings: Arc<Settings>, counts: Arc<Counts>, pace: Arc<Pace>) -> Arc<Self> {
+    pub fn new(
+        addr: SocketAddr,
+        settings: Arc<Settings>,
+        counts: Arc<Counts>,
+        pace: Arc<Pace>,
+        tls: Option<Arc<tls::Client>>,
+    ) -> Arc<Self> {
         let (state, waiting, alive) = Default::default();
-        Arc::new(Self { addr, settings, counts, pace, state, waiting, alive, began: Instant::now() })
+        Arc::new(Self { addr, settings, counts, pace, tls, state, waiting, alive, began: Instant::now() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -187,12 +195,7 @@ impl Connections {
     /// # Errors
     /// Why there is no answer.
     pub async fn probe(self: &Arc<Self>, key: &Key, edns_size: Option<u16>) -> Result<(), Cause> {
-        let link = self.settings.network.connect(self.addr).await;
-        match &link {
-            Ok(_) => self.counts.connects.ok.add(1),
-            Err(_) => self.counts.connects.failed.add(1),
-        }
-        let connection = self.start(link.map_err(|_| Cause::Connect)?);
+        let connection = self.start(self.open_stream().await?);
         let place = self.take(Arc::clone(&connection));
         place.ask(key, edns_size).await.map_err(|Broken| Cause::Closed)?;
         {
@@ -203,6 +206,24 @@ impl Connections {
         }
         self.room();
         Ok(())
+    }
+
+    /// A stream that takes queries.
+    async fn open_stream(&self) -> Result<Link, Cause> {
+        let connects = &self.counts.connects;
+        let (counter, stream) = match timeout(CONNECT, self.settings.network.connect(self.addr)).await {
+            Ok(Ok(stream)) => match &self.tls {
+                Some(tls) => match tls.handshake(stream).await {
+                    Ok(stream) => (&connects.ok, Ok(stream)),
+                    Err(cause) => (&connects.tls, Err(cause)),
+                },
+                None => (&connects.ok, Ok(stream)),
+            },
+            Ok(Err(_)) => (&connects.failed, Err(Cause::Connect)),
+            Err(_) => (&connects.timeout, Err(Cause::Connect)),
+        };
+        counter.add(1);
+        stream
     }
 
     /// A connection's life begins.
@@ -348,7 +369,7 @@ impl Connections {
     }
 
     async fn open_one(self: Arc<Self>) {
-        let opening = timeout(CONNECT, self.settings.network.connect(self.addr));
+        let opening = self.open_stream();
         tokio::pin!(opening);
         let opened = tokio::select! {
             opened = &mut opening => opened,
@@ -365,31 +386,26 @@ impl Connections {
                 opened
             }
         };
-        let connects = &self.counts.connects;
-        match &opened {
-            Ok(Ok(_)) => connects.ok.add(1),
-            Ok(Err(_)) => connects.failed.add(1),
-            Err(_) => connects.timeout.add(1),
-        }
-        let mut failed = Vec::new();
+        let (mut failed, mut cause) = (Vec::new(), Cause::Connect);
         {
             let mut state = self.usable();
             state.opening -= 1;
             match opened {
-                Ok(Ok(link)) => state.open.push(self.start(link)),
-                _ if state.opening == 0 => {
+                Ok(link) => state.open.push(self.start(link)),
+                Err(why) if state.opening == 0 => {
+                    cause = why;
                     failed.extend(state.again.drain(..).map(|(.., call)| call));
                     let (now, silence) = (Instant::now(), self.pace.silent_after());
                     if state.open.iter().all(|connection| connection.is_stuck(now, silence)) {
                         failed.extend(std::iter::from_fn(|| state.queue.pop()));
                     }
                 }
-                _ => {}
+                Err(_) => {}
             }
             self.count_waiting(&state);
         }
         for call in failed {
-            let _ = call.send(Err(Cause::Connect));
+            let _ = call.send(Err(cause));
         }
         self.room();
     }

@@ -13,6 +13,7 @@ use super::connections::{Connections, Proof};
 use super::health::Health;
 use super::pace::Pace;
 use super::queue::Source;
+use super::tls::{self, Tls};
 use super::transport::Network;
 use super::{Cause, Counts, Late, Sent};
 use crate::config;
@@ -37,6 +38,8 @@ pub struct Settings {
     pub edns_size: u16,
     /// Where servers are.
     pub network: Arc<dyn Network>,
+    /// Whom `tls://` servers have to convince.
+    pub tls: Option<Tls>,
     /// Takes the answers that nobody waits for any more.
     pub late: Late,
 }
@@ -147,15 +150,23 @@ pub struct Server {
     answered_ns: AtomicU64,
     /// What is counted of it.
     pub counts: Arc<Counts>,
+    /// What makes its connections private, if it is a `tls://` server.
+    pub tls: Option<Arc<tls::Client>>,
 }
 
 impl Server {
     /// A server without connections; they are opened when there is demand.
     pub fn new(addr: SocketAddr, how: How, settings: Arc<Settings>) -> Arc<Self> {
         let label: Arc<str> = format!("{}://{addr}", how.scheme()).into();
+        let tls = match &how {
+            How::Tls(name) => {
+                Some(Arc::new(tls::Client::new(settings.tls.as_ref(), name, Arc::clone(&label))))
+            }
+            _ => None,
+        };
         let (counts, pace): (Arc<Counts>, Arc<Pace>) = Default::default();
-        let connections =
-            Connections::new(addr, Arc::clone(&settings), Arc::clone(&counts), Arc::clone(&pace));
+        let (shared, seen, known) = (Arc::clone(&settings), Arc::clone(&counts), Arc::clone(&pace));
+        let connections = Connections::new(addr, shared, seen, known, tls.clone());
         Arc::new(Self {
             addr,
             label,
@@ -170,6 +181,7 @@ impl Server {
             udp_in_flight: AtomicUsize::new(0),
             answered_ns: AtomicU64::new(0),
             counts,
+            tls,
         })
     }
 

@@ -112,6 +112,11 @@ pub(crate) struct Unbound {
 impl Unbound {
     /// Serves `records` (one zone-file line each). Any other name is NXDOMAIN with an SOA.
     pub(crate) fn start(records: &[&str]) -> Self {
+        Self::configured(records, "")
+    }
+
+    /// As [`Unbound::start`], with these further lines below `server:`.
+    pub(crate) fn configured(records: &[&str], more: &str) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let path = dir.path().display();
@@ -121,7 +126,7 @@ impl Unbound {
              do-daemonize: no\n  num-threads: 1\n  module-config: \"iterator\"\n  \
              do-not-query-localhost: no\n  minimal-responses: yes\n  \
              local-zone: \".\" static\n  \
-             local-data: \". 60 IN SOA root.invalid. host.invalid. 1 3600 600 86400 60\"\n",
+             local-data: \". 60 IN SOA root.invalid. host.invalid. 1 3600 600 86400 60\"\n{more}",
             port = address.port(),
         );
         for record in records {

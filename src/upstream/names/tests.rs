@@ -257,12 +257,12 @@ async fn a_query_waits_for_the_first_server_until_its_deadline() {
     let pool = pool(&bootstrap, &[]);
     let key = question(&Name::from_ascii("www.test.").expect("a name"), rtype::A);
     let began = Instant::now();
-    let done = pool.exchange(&key).await;
+    let done = pool.exchange(&key, None).await;
     assert_eq!(done.result.expect_err("nobody is there"), Cause::NoServer);
     assert_eq!((began.elapsed().as_secs(), done.attempts.len()), (4, 0));
     assert_eq!(pool.unresolved()[0].1, "A NOERROR, no address; AAAA NOERROR, no address");
     // The name gets an address while the next query waits. Nobody is there by TCP, but by UDP.
-    let mut waiting = pin!(pool.exchange(&key));
+    let mut waiting = pin!(pool.exchange(&key, None));
     let late = tokio::time::timeout(Duration::from_millis(1), &mut waiting).await;
     assert!(late.is_err(), "{late:?}");
     let generation = pool.generation();
