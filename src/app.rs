@@ -212,6 +212,7 @@ impl Agent {
             ("edns_size", new.edns_size == old.edns_size),
             ("limits", new.limits == old.limits),
             ("log", new.log == old.log),
+            ("network", new.network == old.network),
         ];
         if let Some((key, _)) = fixed.into_iter().find(|(_, same)| !same) {
             return Err(ReloadError::Fixed(key));

@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::{
-    AllowFrom, Config, LogFormat, LogLevel, Policy, Reload, Scheme, Server, ServerPolicy, StaleMode, Zone,
+    AllowFrom, Config, Hedge, LogFormat, LogLevel, Mark, Policy, Reload, Scheme, Server, ServerPolicy,
+    StaleMode, Zone,
 };
 
 /// What `config` means: a line for each thing that it decides, for people to read.
@@ -50,6 +51,13 @@ fn write_all(config: &Config, out: &mut String) -> fmt::Result {
             spoken(config.hosts.ttl),
         )?;
     }
+    if config.network.upstream_notrack {
+        let Mark { own, mask } = config.network.mark;
+        writeln!(
+            out,
+            "exempts queries to upstreams from connection tracking, by the mark {own:#x}/{mask:#x}"
+        )?;
+    }
     let limits = &config.limits;
     writeln!(
         out,
@@ -86,7 +94,10 @@ fn write_zone(zone: &Zone, out: &mut String) -> fmt::Result {
         write!(out, ", {}", upstream.policy)?;
     }
     write!(out, ", within {}", spoken(upstream.timeout))?;
-    if upstream.servers.iter().any(|server| matches!(server, Server::Tcp(_))) {
+    if upstream.servers.iter().any(|server| matches!(server, Server::Named(..))) {
+        write!(out, ", names resolved by {}", list(&upstream.bootstrap))?;
+    }
+    if upstream.servers.iter().any(Server::has_connections) {
         let connections = &upstream.connections;
         write!(
             out,
@@ -95,6 +106,18 @@ fn write_zone(zone: &Zone, out: &mut String) -> fmt::Result {
             connections.max,
             count(connections.in_flight, "query"),
         )?;
+        match &upstream.hedge {
+            Some(Hedge { budget, burst }) => {
+                write!(out, ", a second query for up to {budget}% of them ({burst} in a burst)")?;
+            }
+            None => write!(out, ", never a second query for a late answer")?,
+        }
+    }
+    if upstream.servers.iter().any(|server| matches!(server, Server::Tls(..))) {
+        match &upstream.ca {
+            Some(ca) => write!(out, ", certificates by the authorities in {}", ca.display())?,
+            None => write!(out, ", certificates by the system's authorities")?,
+        }
     }
     if upstream.mixed_case {
         write!(out, ", by UDP in mixed case")?;
@@ -134,6 +157,18 @@ fn write_policy(policy: &Policy, out: &mut String) -> fmt::Result {
             count(prefetch.hits as usize, "time"),
             prefetch.at * 100.0,
         ),
+    }
+}
+
+impl Server {
+    /// Whether it is asked over connections, first or at any time.
+    fn has_connections(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Tls(..) | Self::Auto(_) | Self::Named(Scheme::Tcp | Scheme::Auto, ..) => {
+                true
+            }
+            Self::Udp(_) | Self::Named(Scheme::Udp, ..) | Self::System => false,
+        }
     }
 }
 
@@ -240,6 +275,11 @@ zones:
   - match: [internal]
     upstream: { servers: ["udp://10.0.0.2"], mixed_case: true }
     cache: { stale: off }
+  - match: [example]
+    upstream: { servers: ["tls://9.9.9.9#dns.quad9.net"], ca: /etc/ca.pem, hedge: off }
+  - match: [svc]
+    upstream: { servers: ["tcp://dns.svc"], bootstrap: ["udp://10.96.0.10"], hedge: { budget: 2% } }
+network: { upstream_notrack: true, mark: { own: 0x3600, mask: 0xff00 } }
 hosts: { records: { "10.0.0.7": [a.internal, b.internal] } }
 log: { format: text, level: debug }
 "#;
@@ -250,11 +290,16 @@ log: { format: text, level: debug }
             "1 worker, UDP replies of up to 1232 bytes",
             "caches up to 16.0 MiB for all zones, address records in the order of the upstream",
             "zone cluster.local., in-addr.arpa.: asks tcp://10.96.0.10:53, udp://[fd00::a]:5353, random, within 4s, \
-             over 1 to 16 connections each with up to 16 queries",
+             over 1 to 16 connections each with up to 16 queries, a second query for up to 5% of them (128 in a burst)",
             "  answers stale for 1h past expiry, at once",
             "  never refreshes ahead",
             "zone internal.: asks udp://10.0.0.2:53, within 4s, by UDP in mixed case",
             "  never answers stale",
+            "zone example.: asks tls://9.9.9.9:853#dns.quad9.net, within 4s, over 1 to 16 connections each with up to \
+             16 queries, never a second query for a late answer, certificates by the authorities in /etc/ca.pem",
+            "zone svc.: asks tcp://dns.svc.:53, within 4s, names resolved by udp://10.96.0.10:53, over 1 to 16 \
+             connections each with up to 16 queries, a second query for up to 2% of them (128 in a burst)",
+            "exempts queries to upstreams from connection tracking, by the mark 0x3600/0xff00",
             "names in no zone are refused",
             "answers 2 names of 1 static address itself, TTL 30s",
             "reads this file again on SIGHUP",

@@ -8,10 +8,12 @@ mod build;
 mod problem;
 mod raw;
 mod reader;
+mod server;
 mod syntax;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod upstream;
 mod value;
 mod zone;
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 /// A scalar and where it stands.
@@ -137,7 +137,15 @@ pub(super) struct Upstream {
     pub(super) policy: Key<String>,
     pub(super) timeout: Key<String>,
     pub(super) mixed_case: Key<String>,
-    pub(super) hedge: Key<WordOr<IgnoredAny>>,
+    pub(super) hedge: Key<WordOr<Hedge>>,
+    pub(super) ca: Key<String>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Hedge {
+    pub(super) budget: Key<String>,
+    pub(super) burst: Key<String>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -7,9 +7,10 @@ use serde_saphyr::{Error, Spanned};
 
 use super::tree::Tree;
 use super::*;
-use crate::config::{AllowFrom, Hosts, Server, ServerPolicy, StaleMode, Zone};
+use crate::config::{AllowFrom, Hosts, Mark, StaleMode, Zone};
 
 mod errors;
+mod upstream;
 
 const REFERENCE: &str = include_str!("../../../config/reference.yaml");
 
@@ -60,7 +61,7 @@ fn reference_shows_every_key() {
         seen += 1;
     });
     // The file and its sections; a section that is no longer shown as a mapping would hide its keys.
-    assert_eq!(seen, 15);
+    assert_eq!(seen, 16);
 }
 
 /// Keys of the mapping that begins with `first`, from the reader's own list.
@@ -119,37 +120,7 @@ fn stale_prefetch_and_hedge_can_be_off() {
     let zone = cluster_zone("  cache: { stale: off, prefetch: \"off\" }");
     assert_eq!((zone.policy.stale, zone.policy.prefetch), (None, None));
     let hedge = "zones: [{ match: [.], upstream: { servers: [system], hedge: off } }]";
-    assert_eq!(parsed(hedge), Config::default());
-}
-
-#[test]
-fn servers_are_read_with_and_without_ports() {
-    let text = "zones:\n- match: [a]\n  upstream:\n    policy: round_robin\n    servers: \
-        [\"tcp://10.96.0.10\", \"udp://10.96.0.10:5353\", \"tcp://[fd00::a]\", \"udp://[fd00::a]:54\", system]\n";
-    let upstream = parsed(text).zones.remove(0).upstream;
-    let address = |text: &str| text.parse().expect("an address");
-    assert_eq!(
-        upstream.servers,
-        [
-            Server::Tcp(address("10.96.0.10:53")),
-            Server::Udp(address("10.96.0.10:5353")),
-            Server::Tcp(address("[fd00::a]:53")),
-            Server::Udp(address("[fd00::a]:54")),
-            Server::System,
-        ]
-    );
-    assert_eq!(upstream.policy, ServerPolicy::RoundRobin);
-    let shown: Vec<String> = upstream.servers.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        shown,
-        [
-            "tcp://10.96.0.10:53",
-            "udp://10.96.0.10:5353",
-            "tcp://[fd00::a]:53",
-            "udp://[fd00::a]:54",
-            "system"
-        ]
-    );
+    assert_eq!(parsed(hedge).zones[0].upstream.hedge, None);
 }
 
 #[test]
@@ -198,8 +169,15 @@ fn values_may_come_through_anchors() {
 
 #[test]
 fn other_spellings_of_a_default_are_the_default() {
-    let text = "keep: { watchdog: 3000ms, receive_buffer: 4096KiB }\nnetwork: { mark: { intercept: 53 } }\n";
+    let text = "keep: { watchdog: 3000ms, receive_buffer: 4096KiB }\nnetwork: { mark: { intercept: 53, own: 54 } }\n";
     assert_eq!(parsed(text), Config::default());
+}
+
+#[test]
+fn marks_are_hexadecimal_or_decimal() {
+    let network = parsed("network: { upstream_notrack: true, mark: { own: 0x3600, mask: 65280 } }").network;
+    assert!(network.upstream_notrack);
+    assert_eq!(network.mark, Mark { own: 0x3600, mask: 0xff00 });
 }
 
 #[test]
@@ -306,7 +284,10 @@ const KEYS: &[&str] = &[
     "limits: { tcp_idle: @ }",
     "log: { level: @ }",
     "zones: [{ match: [@], upstream: { servers: [system] } }]",
-    "zones: [{ match: [a], upstream: { servers: [@] } }]",
+    "zones: [{ match: [a], upstream: { servers: [@], bootstrap: [tcp://10.96.0.10] } }]",
+    "zones: [{ match: [a], upstream: { servers: [tls://@] } }]",
+    "zones: [{ match: [a], upstream: { servers: [system], hedge: { budget: @, burst: @ }, ca: @ } }]",
+    "network: { upstream_notrack: @, mark: { own: @, mask: @ } }",
     "zones: [{ match: [a], upstream: { servers: [system] }, cache: { prefetch: { at: @ } } }]",
     "zones: [{ match: [a], upstream: { servers: [system] }, cache: { stale: @ } }]",
     "hosts: { records: { @: [@] } }",

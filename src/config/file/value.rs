@@ -13,10 +13,9 @@ use ipnet::IpNet;
 
 use super::problem::{Fault, shown};
 use super::syntax::nearest;
-use crate::config::Server;
 
 /// RFC 1035 §4.2: where DNS servers listen.
-const DNS_PORT: u16 = 53;
+pub(super) const DNS_PORT: u16 = 53;
 
 /// Longest duration as text. Nobody needs as many characters, and humantime 2.4 panics on some sums of parts
 /// near 2⁶⁴ s, which take at least 26.
@@ -89,11 +88,11 @@ pub(super) fn size(text: &str, bounds: &RangeInclusive<u64>) -> Result<u64, Faul
     Err(Fault::new(format!("{} is out of bounds", shown(text)), format!("write {least} to {most}")))
 }
 
-/// A whole percentage such as `10%`, as a share of 1.
-pub(super) fn percent(text: &str, bounds: &RangeInclusive<u8>) -> Result<f64, Fault> {
+/// A whole percentage such as `10%`.
+pub(super) fn percent(text: &str, bounds: &RangeInclusive<u8>) -> Result<u8, Fault> {
     let percent = text.strip_suffix('%').and_then(|digits| digits.parse().ok());
     match percent {
-        Some(percent) if bounds.contains(&percent) => Ok(f64::from(percent) / 100.0),
+        Some(percent) if bounds.contains(&percent) => Ok(percent),
         Some(_) | None => Err(Fault::new(
             format!("{} is not a percentage in bounds", shown(text)),
             format!("write a whole percentage from {}% to {}%", bounds.start(), bounds.end()),
@@ -222,60 +221,6 @@ pub(super) fn name(text: &str) -> Result<Name, Fault> {
             "write labels of at most 63 characters and at most 255 in all (RFC 1035 §2.3.4)",
         )),
     }
-}
-
-/// An upstream: `tcp://IP[:port]`, `udp://IP[:port]` or `system`.
-pub(super) fn server(text: &str) -> Result<Server, Fault> {
-    const EXAMPLE: &str = "write tcp://10.96.0.10, udp://[fd00::a]:5353 or system";
-    if text == "system" {
-        return Ok(Server::System);
-    }
-    let Some((scheme, rest)) = text.split_once("://") else {
-        let fix = match text.parse::<IpAddr>() {
-            Ok(IpAddr::V4(ip)) => format!("write tcp://{ip} or udp://{ip}"),
-            Ok(IpAddr::V6(ip)) => format!("write tcp://[{ip}] or udp://[{ip}]"),
-            Err(_) if text.parse::<SocketAddr>().is_ok() => format!("write tcp://{text} or udp://{text}"),
-            Err(_) => EXAMPLE.to_owned(),
-        };
-        return Err(Fault::new(format!("{} does not say how to ask", shown(text)), fix));
-    };
-    let server = match scheme {
-        "tcp" => Server::Tcp,
-        "udp" => Server::Udp,
-        "tls" | "auto" => {
-            return Err(Fault::new(
-                format!("{scheme}:// is not available in this version"),
-                "leave it out, or write tcp:// or udp://",
-            ));
-        }
-        _ => return Err(Fault::new(format!("{} has no scheme of ours", shown(text)), EXAMPLE)),
-    };
-    let address = rest.parse::<SocketAddr>().or_else(|_| format!("{rest}:{DNS_PORT}").parse::<SocketAddr>());
-    let Ok(address) = address else {
-        return Err(no_server_address(text, scheme, rest));
-    };
-    if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
-        return Err(Fault::new(format!("{} cannot be asked", shown(text)), EXAMPLE));
-    }
-    Ok(server(address))
-}
-
-fn no_server_address(text: &str, scheme: &str, rest: &str) -> Fault {
-    if let Ok(IpAddr::V6(ip)) = rest.parse() {
-        let fix = format!("write {scheme}://[{ip}]");
-        return Fault::new(format!("{} lacks brackets around the address", shown(text)), fix);
-    }
-    let host = rest.split_once(':').map_or(rest, |(host, _)| host);
-    if host.contains(|letter: char| letter.is_ascii_alphabetic()) && name(host).is_ok() {
-        return Fault::new(
-            format!("{}: a server given by name is not available in this version", shown(text)),
-            format!("write its address, such as {scheme}://10.96.0.10"),
-        );
-    }
-    Fault::new(
-        format!("{} holds no IP address", shown(text)),
-        format!("write {scheme}://10.96.0.10 or {scheme}://[fd00::a]:5353"),
-    )
 }
 
 /// A duration as it would be written.

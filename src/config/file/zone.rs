@@ -1,4 +1,4 @@
-//! One zone: its suffixes, its servers and how long answers live.
+//! One zone: its suffixes and how long answers live.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use super::problem::{Fault, shown};
 use super::raw::{self, Key, Text, WordOr};
-use super::reader::{Item, Reader};
+use super::reader::Reader;
+use super::upstream::upstream;
 use super::value::{self, spoken};
-use crate::config::{
-    Connections, Failure, Policy, Prefetch, Server, ServerPolicy, Stale, StaleMode, Upstream, Zone,
-};
+use crate::config::{Failure, Policy, Prefetch, Stale, StaleMode, Zone};
 
 /// RFC 8767 §4: a TTL of more than seven days is capped there, so no configured one may exceed it.
 pub(super) const TTL: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(7 * 24 * 3600);
@@ -26,23 +25,8 @@ const STALE_TTL: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::f
 /// well; less is left to operators who know their upstream.
 const FAILURE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(5 * 60);
 
-/// A stub resolver gives up long before 30 s (resolv.conf(5): `timeout` is capped there).
-const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(30);
-
-/// A client that waits for nothing is `mode: immediate`, and the bound above is that of `timeout`.
+/// A client that waits for nothing is `mode: immediate`, and the bound above is that of `upstream.timeout`.
 const CLIENT_RESPONSE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(30);
-
-/// Ours: one node asking one server over more connections than this takes the server from the others.
-const CONNECTIONS: RangeInclusive<usize> = 1..=1024;
-
-/// Connections that are kept open may be none.
-const KEPT_CONNECTIONS: RangeInclusive<usize> = 0..=1024;
-
-/// Ours: what a server will read ahead of its answers; far below the 65536 message IDs of one connection.
-const IN_FLIGHT: RangeInclusive<usize> = 1..=1024;
-
-/// A connection's idle time and age: a day is as good as for ever.
-const CONNECTION_TIME: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 
 /// An entry must have been asked for at least once; above, a number of hits that no entry reaches in its
 /// life.
@@ -83,7 +67,7 @@ pub(super) fn zones(
 }
 
 /// The items of a list that must be there and hold something. `line` is where its zone begins.
-fn filled<'r>(
+pub(super) fn filled<'r>(
     key: &str,
     raw: &'r Key<Vec<Text>>,
     line: u64,
@@ -98,90 +82,6 @@ fn filled<'r>(
         reader.refuse(key, line, Fault::new(what, format!("write a list such as {example}")));
     }
     items
-}
-
-fn upstream(
-    key: &str,
-    raw: &raw::Upstream,
-    line: u64,
-    listen: &[SocketAddr],
-    reader: &mut Reader<'_>,
-) -> Upstream {
-    let servers_key = format!("{key}.servers");
-    let servers = filled(&servers_key, &raw.servers, line, "[\"tcp://10.96.0.10\"] or [system]", reader);
-    let servers = reader.items(&servers_key, servers, value::server);
-    reader.refuse_repeats(&servers, PartialEq::eq);
-    refuse_loops(&servers, listen, reader);
-    reader.only_empty(&format!("{key}.bootstrap"), &raw.bootstrap);
-    if let Some(hedge) = &raw.hedge.0
-        && !matches!(&hedge.value, WordOr::Word(word) if word == "off")
-    {
-        reader.refuse(&format!("{key}.hedge"), hedge.referenced.line(), Fault::unavailable());
-    }
-    let default = Upstream::new(servers.into_iter().map(|item| item.value).collect());
-    Upstream {
-        connections: connections(&format!("{key}.connections"), &raw.connections, reader),
-        policy: reader.value(&format!("{key}.policy"), &raw.policy, default.policy, |text| {
-            value::word(
-                text,
-                &[
-                    ("least_loaded", ServerPolicy::LeastLoaded),
-                    ("random", ServerPolicy::Random),
-                    ("round_robin", ServerPolicy::RoundRobin),
-                    ("sequential", ServerPolicy::Sequential),
-                ],
-            )
-        }),
-        timeout: reader.value(&format!("{key}.timeout"), &raw.timeout, default.timeout, |text| {
-            value::duration(text, &TIMEOUT)
-        }),
-        mixed_case: reader.value(
-            &format!("{key}.mixed_case"),
-            &raw.mixed_case,
-            default.mixed_case,
-            value::flag,
-        ),
-        servers: default.servers,
-        bootstrap: default.bootstrap,
-        hedge: default.hedge,
-        ca: default.ca,
-    }
-}
-
-/// A query to ourselves would come back as a miss and go round until its deadline.
-fn refuse_loops(servers: &[Item<Server>], listen: &[SocketAddr], reader: &mut Reader<'_>) {
-    for item in servers {
-        if let Server::Tcp(address) | Server::Udp(address) = item.value
-            && listen.contains(&address)
-        {
-            let what = format!("{address} is one of our own listen addresses, a loop");
-            reader.refuse(&item.key, item.line, Fault::new(what, "name the cluster's DNS service"));
-        }
-    }
-}
-
-fn connections(key: &str, raw: &raw::Connections, reader: &mut Reader<'_>) -> Connections {
-    let default = Connections::default();
-    let time = |text: &str| value::duration(text, &CONNECTION_TIME);
-    let connections = Connections {
-        min: reader.value(&format!("{key}.min"), &raw.min, default.min, |text| {
-            value::number(text, &KEPT_CONNECTIONS)
-        }),
-        max: reader
-            .value(&format!("{key}.max"), &raw.max, default.max, |text| value::number(text, &CONNECTIONS)),
-        in_flight: reader.value(&format!("{key}.in_flight"), &raw.in_flight, default.in_flight, |text| {
-            value::number(text, &IN_FLIGHT)
-        }),
-        idle: reader.value(&format!("{key}.idle"), &raw.idle, default.idle, time),
-        max_age: reader.value(&format!("{key}.max_age"), &raw.max_age, default.max_age, time),
-    };
-    let Connections { min, max, .. } = connections;
-    if min > max {
-        let (what, fix) =
-            (format!("{min} is more than max, {max}"), format!("write at most {max}, or raise max"));
-        refuse_pair(key, ("min", &raw.min), ("max", &raw.max), Fault::new(what, fix), reader);
-    }
-    connections
 }
 
 fn policy(key: &str, raw: &raw::ZoneCache, default: Policy, reader: &mut Reader<'_>) -> Policy {
@@ -217,7 +117,7 @@ fn policy(key: &str, raw: &raw::ZoneCache, default: Policy, reader: &mut Reader<
 }
 
 /// Refuses a lower bound above its upper one, in the line of whichever was written.
-fn refuse_pair(
+pub(super) fn refuse_pair(
     key: &str,
     (lower, raw_lower): (&str, &Key<String>),
     (upper, raw_upper): (&str, &Key<String>),
@@ -260,7 +160,7 @@ fn failure(key: &str, raw: &raw::Failure, reader: &mut Reader<'_>) -> Failure {
 }
 
 /// A section that may be `off`. What it leaves out stands at the default of the section.
-fn section<R, T>(
+pub(super) fn section<R, T>(
     key: &str,
     raw: &Key<WordOr<R>>,
     default: Option<T>,
@@ -321,7 +221,8 @@ fn prefetch(
         hits: reader.value(&format!("{key}.hits"), &raw.hits, default.hits, |text| {
             value::number(text, &PREFETCH_HITS)
         }),
-        at: reader
-            .value(&format!("{key}.at"), &raw.at, default.at, |text| value::percent(text, &PREFETCH_AT)),
+        at: reader.value(&format!("{key}.at"), &raw.at, default.at, |text| {
+            value::percent(text, &PREFETCH_AT).map(|percent| f64::from(percent) / 100.0)
+        }),
     })
 }
