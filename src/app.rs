@@ -19,6 +19,7 @@ use crate::admin::{self, Admin, Readiness};
 use crate::config::file::{self, ConfigError};
 use crate::config::{self, Config, Reload};
 use crate::metrics::{self as names, Metrics, ZoneMetrics};
+use crate::node::{Bypass, NodeError};
 use crate::resolve::Resolver;
 use crate::resolve::echo::Loop;
 use crate::resolve::view::View;
@@ -48,6 +49,9 @@ pub enum StartError {
     /// A socket cannot be opened.
     #[error(transparent)]
     Socket(#[from] io::Error),
+    /// The kernel does not take the rules that the configuration asks for.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// The recorder of metrics is there already: a second agent in one process.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -59,6 +63,9 @@ pub enum ReloadError {
     /// It is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The kernel does not take its rules.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// It changes what is fixed when the agent starts.
     #[error("{0} cannot change while the agent runs: restart it")]
     Fixed(&'static str),
@@ -71,6 +78,8 @@ pub struct Agent {
     file: Option<WatchedFile>,
     resolv_conf: WatchedFile,
     pools: Vec<Arc<Pool>>,
+    /// After the pools, whose connections it is about.
+    bypass: Option<Bypass>,
     zones: HashMap<String, Arc<ZoneMetrics>>,
     ours: Vec<IpAddr>,
     late: Late,
@@ -112,6 +121,8 @@ impl Agent {
         prometheus: PrometheusHandle,
     ) -> Result<Self, StartError> {
         let started = Instant::now();
+        // Before the first connection: what has been tracked once stays so.
+        let bypass = Bypass::of(&config)?;
         let metrics = Arc::new(Metrics::new(config.workers));
         let sockets: Vec<Listeners> = config
             .listen
@@ -145,6 +156,7 @@ impl Agent {
             file: path.map(WatchedFile::new),
             resolv_conf: WatchedFile::new(system::RESOLV_CONF.into()),
             pools,
+            bypass,
             zones,
             ours,
             late,
@@ -216,6 +228,10 @@ impl Agent {
         ];
         if let Some((key, _)) = fixed.into_iter().find(|(_, same)| !same) {
             return Err(ReloadError::Fixed(key));
+        }
+        if self.bypass.as_ref().is_some_and(|bypass| !bypass.fits(&new)) {
+            // The old rules go when the new ones are there.
+            self.bypass = Bypass::of(&new)?;
         }
         let metrics = Arc::clone(&self.resolver.metrics);
         let own = (&*self.ours, &self.late);
@@ -322,7 +338,8 @@ fn make_view(
         let known = used.iter().chain(pools.iter()).find(|pool| *pool.definition() == zone.upstream);
         let make = || {
             let definition = zone.upstream.clone();
-            Pool::with(definition, config.edns_size, ours, Arc::new(Kernel), late.clone())
+            let network = Arc::new(kernel(&config.network, &definition));
+            Pool::with(definition, config.edns_size, ours, network, late.clone())
         };
         let pool = known.cloned().unwrap_or_else(make);
         if !used.iter().any(|known| Arc::ptr_eq(known, &pool)) {
@@ -339,6 +356,16 @@ fn make_view(
     zones.retain(|name, _| names.contains(name));
     *pools = used;
     view
+}
+
+/// The sockets of a pool. Whoever resolves the names of its servers is reached by a ClusterIP, as a rule, which
+/// nobody can reach past connection tracking.
+fn kernel(network: &config::Network, upstream: &config::Upstream) -> Kernel {
+    if !network.upstream_notrack {
+        return Kernel::default();
+    }
+    let bootstrap = upstream.bootstrap.iter().filter_map(config::Server::addr).collect();
+    Kernel::marked(network.mark.own, bootstrap)
 }
 
 /// Keeps the answers that came after their clients had been told something else.
