@@ -16,8 +16,14 @@ const DNS: u16 = 53;
 #[derive(Debug, thiserror::Error)]
 #[error("network.upstream_notrack: {refusal}: {}", fix(.refusal))]
 pub struct NodeError {
-    #[from]
+    /// Said with the rest, so that it is no source to be said once more.
     refusal: Refusal,
+}
+
+impl From<Refusal> for NodeError {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal }
+    }
 }
 
 fn fix(refusal: &Refusal) -> &'static str {
