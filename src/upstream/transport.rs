@@ -150,3 +150,17 @@ impl Network for Kernel {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_to_stay_unmarked_has_no_mark() {
+        let [server, bootstrap] = ["10.244.0.53:53", "10.96.0.10:53"].map(|text| text.parse().unwrap());
+        let kernel = Kernel::marked(0x36, vec![bootstrap]);
+        assert_eq!(kernel.mark(server), Some(0x36));
+        assert_eq!(kernel.mark(bootstrap), None);
+        assert_eq!(Kernel::default().mark(server), None);
+    }
+}

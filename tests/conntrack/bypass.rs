@@ -9,6 +9,7 @@ use crate::node::{
     CLUSTER_IP, ClusterDns, DIRECT, DIRECT6, SECOND_PORT, entries, entries_to, forget_entries, nft,
     on_a_node, tables,
 };
+use crate::support::{seconds, wait_until};
 
 /// Misses in each zone.
 const MISSES: usize = 25;
@@ -64,6 +65,26 @@ fn servers_that_are_dialled_directly_leave_no_entry() {
         assert_eq!(tcp, connections);
         assert!(udp > MISSES, "{udp} entries of {sent} queries");
         assert!(tables().is_empty(), "{:?}", tables());
+    });
+}
+
+#[test]
+fn connections_that_close_leave_no_entry() {
+    on_a_node(|| {
+        let _dns = ClusterDns::start();
+        let agent = Agent::start(&format!(
+            "network: {{ upstream_notrack: true }}\nzones:\n  - match: [\".\"]\n    upstream:\n      \
+             servers: [\"tcp://{DIRECT}\"]\n      connections: {{ min: 0, idle: 1s }}\n"
+        ));
+        for _ in 0..2 {
+            agent.miss("closing", MISSES);
+            wait_until("the idle connections are closed", seconds(10), || {
+                agent.admin.metric("nodens_upstream_connections", &[]) == Some(0.0)
+            });
+        }
+        let connections = agent.connections();
+        assert!(connections >= 2, "{connections}");
+        assert_eq!(entries("tcp"), 0, "of {connections} connections");
     });
 }
 
