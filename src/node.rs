@@ -40,7 +40,6 @@ fn fix(refusal: &Refusal) -> &'static str {
 #[derive(Debug)]
 pub struct Bypass {
     ports: BTreeSet<u16>,
-    mark: Mark,
     _table: Table,
 }
 
@@ -53,15 +52,15 @@ impl Bypass {
         if !config.network.upstream_notrack {
             return Ok(None);
         }
-        let (ports, mark) = (ports(config), config.network.mark);
-        let table = Table::install(&chains(&ports, mark))?;
+        let ports = ports(config);
+        let table = Table::install(&chains(&ports, config.network.mark))?;
         tracing::info!(table = table.name(), ?ports, "queries to upstreams go past connection tracking");
-        Ok(Some(Self { ports, mark, _table: table }))
+        Ok(Some(Self { ports, _table: table }))
     }
 
-    /// Whether another configuration wants the same.
+    /// Whether another configuration has servers at the same ports. All else is fixed while the agent runs.
     pub fn fits(&self, config: &Config) -> bool {
-        config.network.upstream_notrack && self.mark == config.network.mark && self.ports == ports(config)
+        self.ports == ports(config)
     }
 }
 
