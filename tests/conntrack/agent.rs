@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use tempfile::TempDir;
@@ -89,6 +91,19 @@ impl Agent {
     /// TCP connections opened to upstreams.
     pub(crate) fn connections(&self) -> usize {
         self.admin.count("nodens_upstream_connects_total", &[("result", "ok")]) as usize
+    }
+
+    /// TCP connections opened to upstreams, and what `entries` counts at the same time: once they agree, or after a
+    /// while, since a connection that is being opened has its entry before it is one.
+    pub(crate) fn connections_and(&self, entries: impl Fn() -> usize) -> [usize; 2] {
+        let end = Instant::now() + seconds(5);
+        loop {
+            let figures = [self.connections(), entries()];
+            if figures[0] == figures[1] || Instant::now() >= end {
+                return figures;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Queries sent to upstreams by a transport (`udp`, `tcp`).

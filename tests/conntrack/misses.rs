@@ -19,8 +19,8 @@ fn a_hundred_thousand_misses_cost_an_entry_for_each_connection() {
             "zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"tcp://{CLUSTER_IP}\"] }}\n"
         ));
         let took = ask_for_different_names(agent.address, MISSES);
-        let (sent, connections) = (agent.sent("tcp"), agent.connections());
-        let entries = entries_to(CLUSTER_IP, "tcp");
+        let [connections, entries] = agent.connections_and(|| entries_to(CLUSTER_IP, "tcp"));
+        let sent = agent.sent("tcp");
         eprintln!(
             "{MISSES} misses over TCP to a ClusterIP in {took} s: {sent} queries sent, {connections} connections \
              opened, {entries} conntrack entries"
