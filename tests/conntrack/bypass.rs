@@ -6,8 +6,7 @@ use socket2::SockRef;
 
 use crate::agent::Agent;
 use crate::node::{
-    CLUSTER_IP, ClusterDns, DIRECT, DIRECT6, SECOND_PORT, entries, entries_to, forget_entries, nft,
-    on_a_node, tables,
+    CLUSTER_IP, ClusterDns, DIRECT, DIRECT6, SECOND_PORT, entries, entries_to, nft, on_a_node, tables,
 };
 use crate::support::{seconds, wait_until};
 
@@ -52,9 +51,13 @@ fn servers_that_are_dialled_directly_leave_no_entry() {
         );
         assert!(connections >= 2 && sent >= 2 * MISSES, "{connections} {sent}");
         assert_eq!((tcp, udp), (0, 0));
-        drop(agent);
+    });
+}
 
-        forget_entries();
+#[test]
+fn unless_it_is_wanted_every_connection_and_every_datagram_leaves_one() {
+    on_a_node(|| {
+        let _dns = ClusterDns::start();
         let agent = Agent::start(&four_ways(false));
         miss_in_all_zones(&agent);
         let [connections, tcp] = agent.connections_and(|| entries("tcp"));

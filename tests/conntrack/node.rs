@@ -93,7 +93,8 @@ impl ClusterDns {
             }
             is_answered((DIRECT, 53))
         });
-        forget_entries();
+        // Those of the question above.
+        program("conntrack", "conntrack", &["-F"]);
         Self { process, _dir: dir }
     }
 }
@@ -135,11 +136,6 @@ pub(crate) fn tables() -> Vec<String> {
     let (_, text) = program("nft", "nftables", &["list", "tables"]);
     let ours = text.lines().filter_map(|line| line.strip_prefix("table inet nodens-"));
     ours.map(|rest| format!("nodens-{rest}")).collect()
-}
-
-/// Forgets all tracked connections.
-pub(crate) fn forget_entries() {
-    program("conntrack", "conntrack", &["-F"]);
 }
 
 /// Tracked connections of `protocol` (`tcp`, `udp`) from or to the cluster's DNS, by whatever address.
