@@ -19,6 +19,7 @@ use crate::admin::{self, Admin, Readiness};
 use crate::config::file::{self, ConfigError};
 use crate::config::{self, Config, Reload};
 use crate::metrics::{self as names, Metrics, ZoneMetrics};
+use crate::node::{Bypass, NodeError};
 use crate::resolve::Resolver;
 use crate::resolve::echo::Loop;
 use crate::resolve::view::View;
@@ -53,6 +54,9 @@ pub enum StartError {
     /// There are `tls://` servers, and nobody to vouch for them.
     #[error(transparent)]
     Tls(#[from] tls::LoadError),
+    /// The kernel does not take the rules that the configuration asks for.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// The recorder of metrics is there already: a second agent in one process.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -67,6 +71,9 @@ pub enum ReloadError {
     /// As [`StartError::Tls`].
     #[error(transparent)]
     Tls(#[from] tls::LoadError),
+    /// The kernel does not take its rules.
+    #[error(transparent)]
+    Node(#[from] NodeError),
     /// It changes what is fixed when the agent starts.
     #[error("{0} cannot change while the agent runs: restart it")]
     Fixed(&'static str),
@@ -80,6 +87,8 @@ pub struct Agent {
     resolv_conf: WatchedFile,
     probes: Probes,
     pools: Vec<Arc<Pool>>,
+    /// After the pools, whose connections it is about.
+    bypass: Option<Bypass>,
     zones: HashMap<String, Arc<ZoneMetrics>>,
     late: Late,
     resolver: Arc<Resolver>,
@@ -120,6 +129,8 @@ impl Agent {
         prometheus: PrometheusHandle,
     ) -> Result<Self, StartError> {
         let started = Instant::now();
+        // Before the first connection: what has been tracked once stays so.
+        let bypass = Bypass::of(&config)?;
         let metrics = Arc::new(Metrics::new(config.workers));
         let sockets: Vec<Listeners> = config
             .listen
@@ -154,6 +165,7 @@ impl Agent {
             resolv_conf: WatchedFile::new(system::RESOLV_CONF.into()),
             probes,
             pools,
+            bypass,
             zones,
             late,
             resolver,
@@ -225,9 +237,14 @@ impl Agent {
         if let Some((key, _)) = fixed.into_iter().find(|(_, same)| !same) {
             return Err(ReloadError::Fixed(key));
         }
+        let outgrown = self.bypass.as_ref().is_some_and(|bypass| !bypass.fits(&new));
+        let bypass = if outgrown { Some(Bypass::of(&new)?) } else { None };
         let metrics = Arc::clone(&self.resolver.metrics);
         let own = (&*self.addrs, &self.late);
         let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, own)?;
+        if let Some(bypass) = bypass {
+            self.bypass = bypass; // the old rules go now that the new ones are there
+        }
         self.resolver.replace_view(view);
         self.config = new;
         publish_config(&self.hash, 0.0);
@@ -317,7 +334,8 @@ fn make_view(
         let known = shared.or_else(|| pools.iter().find(|pool| pool.is_made_from(&zone.upstream)));
         let make = || {
             let definition = zone.upstream.clone();
-            Pool::with(definition, config.edns_size, ours, Arc::new(Kernel), late.clone())
+            let network = Arc::new(kernel(&config.network, &definition));
+            Pool::with(definition, config.edns_size, ours, network, late.clone())
         };
         let pool = known.cloned().unwrap_or_else(make);
         if !used.iter().any(|known| Arc::ptr_eq(known, &pool)) {
@@ -338,6 +356,16 @@ fn make_view(
     zones.retain(|name, _| names.contains(name));
     *pools = used;
     Ok(view)
+}
+
+/// The sockets of a pool. Whoever resolves the names of its servers is reached by a ClusterIP, as a rule, which
+/// nobody can reach past connection tracking.
+fn kernel(network: &config::Network, upstream: &config::Upstream) -> Kernel {
+    if !network.upstream_notrack {
+        return Kernel::default();
+    }
+    let bootstrap = upstream.bootstrap.iter().filter_map(config::Server::addr).collect();
+    Kernel::marked(network.mark.own, bootstrap)
 }
 
 /// Keeps the answers that came after their clients had been told something else.

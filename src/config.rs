@@ -123,6 +123,16 @@ pub enum Server {
     System,
 }
 
+impl Server {
+    /// Where it is, if that was written.
+    pub fn addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(addr) | Self::Udp(addr) | Self::Tls(addr, _) | Self::Auto(addr) => Some(*addr),
+            Self::Named(..) | Self::System => None,
+        }
+    }
+}
+
 /// How servers that are given by name are asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {

@@ -256,7 +256,7 @@ impl Pool {
     /// A pool without connections, whose late answers are lost. `ours` are the addresses that `system`
     /// must not lead to.
     pub fn new(definition: config::Upstream, edns_size: u16, ours: &[SocketAddr]) -> Arc<Self> {
-        Self::with(definition, edns_size, ours, Arc::new(Kernel), mpsc::channel(1).0)
+        Self::with(definition, edns_size, ours, Arc::new(Kernel::default()), mpsc::channel(1).0)
     }
 
     /// A pool on this network. `late` takes the answers that nobody waits for any more.

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those that it may know beside itself; `None` for those that may know all.
-const MAY_IMPORT: [(&str, Option<&[&str]>); 14] = [
+const MAY_IMPORT: [(&str, Option<&[&str]>); 15] = [
     ("wire", Some(&[])),
     ("config", Some(&[])),
     ("clock", Some(&[])),
@@ -18,6 +18,7 @@ const MAY_IMPORT: [(&str, Option<&[&str]>); 14] = [
     ("upstream", Some(&["clock", "wire", "zone", "config", "metrics"])),
     ("resolve", Some(&["clock", "cache", "upstream", "wire", "zone", "config", "metrics"])),
     ("serve", Some(&["resolve", "cache", "upstream", "wire", "zone", "config", "metrics"])),
+    ("node", Some(&["config"])),
     ("demo", Some(&[])),
     ("admin", None),
     ("app", None),

@@ -231,14 +231,14 @@ mod tests {
     fn a_share_grows_for_as_long_as_the_server_was_away() {
         let (health, start) = (Health::default(), Instant::now());
         let after = |ms| start + Duration::from_millis(ms);
-        let fail = |now| (0..3).for_each(|_| drop(health.failed(now, Duration::ZERO, now)));
-        fail(start);
+        let fail = |now| (0..3).filter(|_| health.failed(now, Duration::ZERO, now)).count();
+        assert_eq!(fail(start), 1);
         health.answered(after(1000));
         assert_eq!([1000, 1500, 2000, 9000].map(|ms| health.share(after(ms))), [0.1, 0.5, 1.0, 1.0]);
-        fail(after(10_000));
+        assert_eq!(fail(after(10_000)), 1);
         health.answered(after(10_000));
         assert_eq!(health.share(after(10_000)), 1.0, "it was never away");
-        fail(after(10_000));
+        assert_eq!(fail(after(10_000)), 1);
         health.answered(after(3_600_000));
         assert_eq!(health.share(after(3_602_500)), 0.5, "5 s at most");
     }

@@ -100,15 +100,34 @@ impl Datagrams for UdpSocket {
 }
 
 /// The sockets of this machine.
-#[derive(Debug, Clone, Copy)]
-pub struct Kernel;
+#[derive(Debug, Clone, Default)]
+pub struct Kernel {
+    mark: Option<u32>,
+    unmarked: Vec<SocketAddr>,
+}
+
+impl Kernel {
+    /// Whose packets carry this mark, but for those to the `unmarked` servers. It needs CAP_NET_ADMIN (socket(7)).
+    pub fn marked(mark: u32, unmarked: Vec<SocketAddr>) -> Self {
+        Self { mark: Some(mark), unmarked }
+    }
+
+    /// The mark of what goes to this server.
+    fn mark(&self, addr: SocketAddr) -> Option<u32> {
+        self.mark.filter(|_| !self.unmarked.contains(&addr))
+    }
+}
 
 impl Network for Kernel {
     fn connect(&self, addr: SocketAddr) -> Opening<Link> {
+        let mark = self.mark(addr);
         Box::pin(async move {
             let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
             socket.set_nodelay(true)?;
             SockRef::from(&socket).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+            if let Some(mark) = mark {
+                SockRef::from(&socket).set_mark(mark)?;
+            }
             let (reader, writer) = socket.connect(addr).await?.into_split();
             Ok(Link { reader: Box::new(reader), writer: Box::new(writer) })
         })
@@ -116,14 +135,32 @@ impl Network for Kernel {
 
     /// A socket for each query, so that each has a random source port (RFC 5452 §9.2).
     fn datagrams(&self, addr: SocketAddr) -> Opening<Box<dyn Datagrams>> {
+        let mark = self.mark(addr);
         Box::pin(async move {
             let any = match addr {
                 SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                 SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             };
             let socket = UdpSocket::bind((any, 0)).await?;
+            if let Some(mark) = mark {
+                SockRef::from(&socket).set_mark(mark)?;
+            }
             socket.connect(addr).await?;
             Ok(Box::new(socket) as Box<dyn Datagrams>)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_to_stay_unmarked_has_no_mark() {
+        let [server, bootstrap] = ["10.244.0.53:53", "10.96.0.10:53"].map(|text| text.parse().unwrap());
+        let kernel = Kernel::marked(0x36, vec![bootstrap]);
+        assert_eq!(kernel.mark(server), Some(0x36));
+        assert_eq!(kernel.mark(bootstrap), None);
+        assert_eq!(Kernel::default().mark(server), None);
     }
 }

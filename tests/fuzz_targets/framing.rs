@@ -4,19 +4,19 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nodens::upstream::Counts;
-use nodens::upstream::connection::Connection;
+use nodens::upstream::connection::{Connection, Owner};
 use nodens::upstream::transport::{Link, Reader};
 use nodens::wire::frame::{self, Frames};
 use nodens::wire::key::{Key, KeyBuf};
 use nodens::wire::query::Query;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, duplex, split};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
 /// Names asked on the upstream's connection.
 const NAMES: [&[u8]; 3] = [b"\x01a\x00", b"\x01b\x00", b"\x00"];
@@ -81,6 +81,13 @@ impl AsyncRead for Half {
 
 impl Reader for Half {}
 
+/// Holds no connections.
+struct Nobody;
+
+impl Owner for Nobody {
+    fn ended(self: Arc<Self>) {}
+}
+
 fn key(name: &[u8]) -> Key {
     KeyBuf::new(&Query { id: 0, flags: 0, name, qtype: 1, qclass: 1, edns: None }).to_key()
 }
@@ -98,9 +105,12 @@ fn read_as_upstream(pieces: &[&[u8]]) {
             let (reader, writer) = split(ours);
             let retire_at = tokio::time::Instant::now() + Duration::from_secs(3600);
             let link = Link { reader: Box::new(Half(reader)), writer: Box::new(writer) };
-            let (room, counts) = (Arc::new(Notify::new()), Arc::new(Counts::default()));
-            let connection = Connection::start(link, retire_at, room, counts, mpsc::channel(1).0);
-            let waiting = NAMES.map(|name| connection.ask(key(name), None));
+            let (owner, counts) = (Weak::<Nobody>::new(), Arc::new(Counts::default()));
+            let connection = Connection::start(link, retire_at, owner, counts, mpsc::channel(1).0);
+            let waiting = NAMES.map(|name| {
+                connection.enter();
+                connection.ask(key(name), None)
+            });
             let ids = queries(&mut peer).await;
 
             let sent = with_ids(pieces, &ids);
@@ -113,7 +123,7 @@ fn read_as_upstream(pieces: &[&[u8]]) {
             }
             drop(peer);
             for (name, waiting) in NAMES.into_iter().zip(waiting) {
-                let got = waiting.answer().await.ok();
+                let got = waiting.await.ok();
                 assert_eq!(got.as_ref(), expected.get(name), "the answer for {name:?}");
             }
         });

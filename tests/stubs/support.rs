@@ -4,6 +4,8 @@
 mod datagram;
 #[path = "../support/http.rs"]
 mod http;
+#[path = "../support/namespace.rs"]
+mod namespace;
 #[path = "../support/ports.rs"]
 mod ports;
 #[path = "../support/process.rs"]
@@ -15,6 +17,7 @@ mod waiting;
 
 pub(crate) use datagram::{ask_udp, query};
 pub(crate) use http::Http;
+pub(crate) use namespace::{Namespace, inside};
 pub(crate) use ports::free_port;
 pub(crate) use process::{Process, missing, program};
 pub(crate) use servers::{CLUSTER_ZONE, Nsd, OUTSIDE, REVERSE_ZONE, Unbound};
