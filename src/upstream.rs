@@ -233,10 +233,15 @@ impl Pool {
                 }
             }
         }
-        let old = self.servers.load();
-        if wanted.is_empty() && !old.is_empty() {
+        if wanted.is_empty() && !self.servers.load().is_empty() {
             return; // a resolv.conf that is just being written, or that names only us
         }
+        self.follow(&wanted);
+    }
+
+    /// Makes these the servers; those that stay keep their connections.
+    pub fn follow(&self, wanted: &[(SocketAddr, How)]) {
+        let old = self.servers.load();
         let make = |(addr, how): &(SocketAddr, How)| {
             let known = old.iter().find(|server| (server.addr, &server.how) == (*addr, how));
             known.cloned().unwrap_or_else(|| Server::new(*addr, how.clone(), Arc::clone(&self.settings)))
