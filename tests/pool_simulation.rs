@@ -14,6 +14,10 @@
 mod busy;
 #[path = "pool_simulation/case.rs"]
 mod case;
+#[path = "pool_simulation/chaos.rs"]
+mod chaos;
+#[path = "pool_simulation/checked.rs"]
+mod checked;
 #[path = "pool_simulation/dead.rs"]
 mod dead;
 #[path = "pool_simulation/endpoint.rs"]
@@ -28,5 +32,7 @@ mod load;
 mod network;
 #[path = "pool_simulation/set.rs"]
 mod set;
+#[path = "pool_simulation/slower.rs"]
+mod slower;
 #[path = "pool_simulation/world.rs"]
 mod world;

@@ -69,11 +69,13 @@ impl Case {
         self.at_most(&format!("{what}: p99, ms"), ms(is.p99()), ms(quiet.p99() * times));
     }
 
-    /// Prints what each second was like, if it is asked for or something was missed.
-    pub(crate) fn tell(&self, world: &World) {
-        if env::var_os("POOL_SECONDS").is_some() || !self.missed.borrow().is_empty() {
+    /// Prints what each second was like, if it is asked for or something was missed; whether it was.
+    pub(crate) fn tell(&self, world: &World) -> bool {
+        let tells = env::var_os("POOL_SECONDS").is_some() || !self.missed.borrow().is_empty();
+        if tells {
             print!("  {} {}\n{}", self.name, self.seed, world.by_second());
         }
+        tells
     }
 
     /// What must hold at the end of every case.

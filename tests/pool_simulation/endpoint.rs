@@ -16,7 +16,7 @@ pub(crate) enum Reach {
     Yes,
     /// Packets to it and from it are dropped, its kernel's among them.
     Silent,
-    /// Its kernel takes connections and data, the process does nothing.
+    /// Its kernel takes connections and data, the process stands still.
     Frozen,
     /// Nobody listens, and the kernel says so.
     Refuses,
@@ -83,6 +83,8 @@ impl Service {
 pub(crate) struct Endpoint {
     pub(crate) service: Service,
     pub(crate) reach: Reach,
+    /// When it became so.
+    pub(crate) since: Instant,
     /// Queries sent to it, whether they arrived or not, but for those on `slow` names.
     pub(crate) asked: u64,
     /// Connections that it took.
@@ -98,6 +100,7 @@ impl Endpoint {
         Self {
             service,
             reach: Reach::Yes,
+            since: Instant::now(),
             asked: 0,
             opened: 0,
             open: 0,

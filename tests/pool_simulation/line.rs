@@ -129,24 +129,25 @@ impl Line {
         self.wake();
     }
 
-    /// Its endpoint works again, and knows it unless it is orphaned.
-    pub(crate) fn back(&mut self, now: Instant, of: &Endpoint, random: &mut StdRng) {
-        let lost = std::mem::take(&mut self.answers);
+    /// Its endpoint works again after it `was` something else since then.
+    pub(crate) fn back(&mut self, now: Instant, was: (Reach, Instant), of: &Endpoint, random: &mut StdRng) {
+        let answers = std::mem::take(&mut self.answers);
         let held = std::mem::take(&mut self.held);
-        let since = self.unacknowledged.take();
-        // What was sent meanwhile is repeated by whoever's kernel sent it.
-        let first = since.or_else(|| lost.keys().next().map(|(at, _)| *at)).unwrap_or(now);
-        let at = if of.reach == Reach::Yes && since.is_some() { repeated(first, now) } else { now };
+        let unacknowledged = self.unacknowledged.take();
+        // What was lost is sent again by the kernel that sent it.
+        let at = unacknowledged.map_or(now, |since| repeated(since, now));
         if self.orphaned {
-            if since.is_some() {
+            if unacknowledged.is_some() {
                 self.reset(at + of.service.rtt);
             }
             return;
         }
-        for ((due, _), answer) in lost {
-            self.put(if due < now { repeated(due, now) } else { due }, answer);
+        let stood_still = if was.0 == Reach::Frozen { now - was.1 } else { Duration::ZERO };
+        self.free_at = (self.free_at + stood_still).max(now);
+        for ((due, _), answer) in answers {
+            let is_lost = was.0 == Reach::Silent && due < now;
+            self.put(if is_lost { repeated(due, now) } else { due + stood_still }, answer);
         }
-        self.free_at = self.free_at.max(now);
         for query in held {
             let (at, answer) = of.answer(&query, at, &mut self.free_at, random);
             self.busy_until = self.busy_until.max(at);
@@ -159,16 +160,21 @@ impl Line {
     pub(crate) fn read(&mut self, now: Instant, of: &Endpoint) -> Read {
         let is_heard = of.reach != Reach::Silent;
         let works = of.reach == Reach::Yes;
-        if let Some((at, kind)) = self.end.filter(|(at, _)| is_heard && *at <= now) {
-            let _ = at;
+        if let Some((_, kind)) = self.end.filter(|(at, _)| is_heard && *at <= now) {
             return Read::End(if kind == io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(kind.into()) });
         }
         let gives_up = self.unacknowledged.map(|since| since + USER_TIMEOUT);
         if gives_up.is_some_and(|at| at <= now) {
             return Read::End(Err(io::ErrorKind::TimedOut.into()));
         }
-        if works && !self.orphaned {
-            let later = self.answers.split_off(&(now + Duration::from_nanos(1), 0));
+        // What a process had said before it stood still arrives.
+        let until = match of.reach {
+            Reach::Frozen => now.min(of.since),
+            _ => now,
+        };
+        let listens = is_heard && !self.orphaned;
+        if listens {
+            let later = self.answers.split_off(&(until + Duration::from_nanos(1), 0));
             let due = std::mem::replace(&mut self.answers, later);
             if !due.is_empty() {
                 let mut bytes = Vec::new();

@@ -67,6 +67,11 @@ impl Net {
         self.state().addresses.insert(address, endpoints.to_vec());
     }
 
+    /// Changes how it works.
+    pub(crate) fn service(&self, endpoint: usize, change: impl FnOnce(&mut Service)) {
+        change(&mut self.state().endpoints[endpoint].service);
+    }
+
     /// Looks at an endpoint.
     pub(crate) fn look<T>(&self, endpoint: usize, look: impl FnOnce(&Endpoint) -> T) -> T {
         look(&self.state().endpoints[endpoint])
@@ -94,16 +99,19 @@ impl Net {
     }
 
     fn is_now(&self, endpoint: usize, reach: Reach) {
-        self.state().endpoints[endpoint].reach = reach;
+        let mut state = self.state();
+        let of = &mut state.endpoints[endpoint];
+        (of.reach, of.since) = (reach, Instant::now());
     }
 
     /// It works again. What was unanswered goes on, unless the process is another one.
     pub(crate) fn back(&self, endpoint: usize) {
         let now = Instant::now();
+        let was = self.look(endpoint, |of| (of.reach, of.since));
         self.is_now(endpoint, Reach::Yes);
         let State { lines, endpoints, random, .. } = &mut *self.state();
         for line in lines.values_mut().filter(|line| line.endpoint == endpoint) {
-            line.back(now, &endpoints[endpoint], random);
+            line.back(now, was, &endpoints[endpoint], random);
         }
     }
 

@@ -116,6 +116,7 @@ async fn at_rest(case: &Case, world: &World, pauses_ms: impl Iterator<Item = u64
     // A handshake and an answer of 2 ms each, and what the clock rounds.
     case.at_most("longest, ms", ms(figures.max()), if at_once == 1 { 10.0 } else { 40.0 });
     case.at_most("queries sent", asked, (records.len() as u64 * 21).div_ceil(20));
+    case.at_most("connections opened", opened, 2 * records.len() as u64);
 }
 
 #[test]
