@@ -162,6 +162,13 @@ fn a_frozen_server_takes_everything_and_answers_once_it_thaws() {
             net.back(0);
         }
         is_about(read(&mut link).await.unwrap(), 1);
+        net.freeze(0);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut link = connect(&net).await;
+        write(&mut link, "q3").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        net.back(0);
+        is_about(read(&mut link).await.unwrap(), 10);
     });
 }
 

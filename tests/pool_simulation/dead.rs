@@ -16,15 +16,15 @@ const UNDER_WAY: Duration = Duration::from_millis(50);
 /// One of two endpoints does `stop`, and is back later by `back`, at this many misses a second.
 async fn one_of_two(case: &Case, world: &World, rate: f64, stop: fn(&World), back: fn(&World)) {
     let load = world.load(rate);
-    world.wait_ms(1500).await;
+    world.wait_ms(1200).await;
     let (stopped, before) = (world.now(), world.so_far());
     stop(world);
-    world.wait_ms(3500).await;
+    world.wait_ms(3000).await;
     let (returned, extra) = (world.now(), world.extra(before));
     back(world);
-    world.wait_ms(3000).await;
+    world.wait_ms(2500).await;
     let even: [u64; 2] = world.asked();
-    world.wait_ms(1000).await;
+    world.wait_ms(500).await;
     let (end, later) = (world.now(), world.asked::<2>());
     drop(load);
     case.ends_well(world).await;
@@ -81,7 +81,7 @@ fn one_of_two_busier_servers_falls_silent() {
     each_seed("silent, 20 ms", async |seed, case| {
         let service = Service { jitter: Duration::from_millis(10), ..Service::concurrent(20) };
         let world = two(seed, &service, ServerPolicy::LeastLoaded);
-        of_listed(case, &world, 2000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
+        of_listed(case, &world, 1000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
     });
 }
 
@@ -92,7 +92,7 @@ fn one_of_two_servers_falls_silent_whatever_the_policy() {
     {
         each_seed(name, async |seed, case| {
             let world = two(seed, &Service::serial(2), policy);
-            of_listed(case, &world, 2000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
+            of_listed(case, &world, 1000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
         });
     }
 }
@@ -101,7 +101,7 @@ fn one_of_two_servers_falls_silent_whatever_the_policy() {
 fn the_first_of_two_servers_in_order_falls_silent() {
     each_seed("silent, in order", async |seed, case| {
         let world = two(seed, &Service::serial(2), ServerPolicy::Sequential);
-        one_of_two(case, &world, 2000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
+        one_of_two(case, &world, 1000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
     });
 }
 
@@ -117,7 +117,7 @@ fn one_of_two_servers_falls_silent_at_few_queries() {
 fn one_of_two_servers_falls_silent_and_comes_back_as_another_process() {
     each_seed("silent, restarted", async |seed, case| {
         let world = two(seed, &Service::concurrent(2), ServerPolicy::LeastLoaded);
-        of_listed(case, &world, 2000.0, |world| world.net.silence(0), |world| world.net.restarted(0)).await;
+        of_listed(case, &world, 1000.0, |world| world.net.silence(0), |world| world.net.restarted(0)).await;
     });
 }
 
@@ -125,7 +125,7 @@ fn one_of_two_servers_falls_silent_and_comes_back_as_another_process() {
 fn one_of_two_servers_freezes() {
     each_seed("frozen server", async |seed, case| {
         let world = two(seed, &Service::serial(2), ServerPolicy::LeastLoaded);
-        of_listed(case, &world, 2000.0, |world| world.net.freeze(0), |world| world.net.back(0)).await;
+        of_listed(case, &world, 1000.0, |world| world.net.freeze(0), |world| world.net.back(0)).await;
     });
 }
 
@@ -133,7 +133,7 @@ fn one_of_two_servers_freezes() {
 fn one_of_two_servers_refuses() {
     each_seed("refusing server", async |seed, case| {
         let world = two(seed, &Service::serial(2), ServerPolicy::LeastLoaded);
-        of_listed(case, &world, 2000.0, |world| world.net.refuse(0), |world| world.net.back(0)).await;
+        of_listed(case, &world, 1000.0, |world| world.net.refuse(0), |world| world.net.back(0)).await;
     });
 }
 
@@ -149,7 +149,7 @@ fn one_of_two_endpoints_of_a_cluster_ip_falls_silent() {
 fn one_of_two_endpoints_of_a_cluster_ip_freezes() {
     each_seed("frozen endpoint", async |seed, case| {
         let world = World::behind_one(seed, &[Service::serial(2), Service::serial(2)], |_| {});
-        one_of_two(case, &world, 2000.0, |world| world.net.freeze(0), |world| world.net.back(0)).await;
+        one_of_two(case, &world, 1000.0, |world| world.net.freeze(0), |world| world.net.back(0)).await;
     });
 }
 
@@ -165,7 +165,7 @@ fn one_of_two_endpoints_of_a_cluster_ip_vanishes() {
             world.net.restarted(0);
             world.net.lead(address(0), &[0, 1]);
         };
-        one_of_two(case, &world, 2000.0, vanish, back).await;
+        one_of_two(case, &world, 1000.0, vanish, back).await;
     });
 }
 
@@ -174,6 +174,6 @@ fn one_of_two_udp_servers_falls_silent() {
     each_seed("silent, UDP", async |seed, case| {
         let services = [Service::concurrent(2), Service::concurrent(2)];
         let world = World::listed_as(seed, &services, Server::Udp, |_| {});
-        of_listed(case, &world, 2000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
+        of_listed(case, &world, 1000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
     });
 }

@@ -32,7 +32,7 @@ async fn all_gone(
     world.wait_ms(490).await;
     let asked = world.ask().await;
     case.must(asked.failed.is_none(), format!("asked 490 ms after the return: {:?}", asked.failed));
-    world.wait_ms(3000).await;
+    world.wait_ms(2500).await;
     let end = world.now();
     drop(load);
     case.ends_well(world).await;
@@ -117,9 +117,9 @@ fn a_cluster_ip_without_endpoints_is_rejected() {
 fn both_servers_fall_silent() {
     each_seed("both silent", async |seed, case| {
         let world = servers(seed, 2);
-        let [_, returned] = all_gone(case, &world, 500.0, 8 * SECOND, SILENCE).await;
+        let [_, returned] = all_gone(case, &world, 300.0, 7 * SECOND, SILENCE).await;
         let new = world.figures(returned - 3 * SECOND, returned - SECOND);
-        case.say("silent for 5 s", &new);
+        case.say("silent for 4 s", &new);
         case.tell(&world);
     });
 }
@@ -128,9 +128,9 @@ fn both_servers_fall_silent() {
 fn both_servers_freeze() {
     each_seed("both frozen", async |seed, case| {
         let world = servers(seed, 2);
-        let [_, returned] = all_gone(case, &world, 500.0, 8 * SECOND, FREEZE).await;
+        let [_, returned] = all_gone(case, &world, 300.0, 7 * SECOND, FREEZE).await;
         let new = world.figures(returned - 3 * SECOND, returned - SECOND);
-        case.say("frozen for 5 s", &new);
+        case.say("frozen for 4 s", &new);
         case.tell(&world);
     });
 }
@@ -157,9 +157,9 @@ fn the_only_server_restarts() {
 /// All connections end at once, each second. Nobody may notice.
 async fn resets(case: &Case, world: &World, endpoints: usize) {
     let load = world.load(2000.0);
-    world.wait_ms(1500).await;
+    world.wait_ms(1000).await;
     let stopped = world.now();
-    for _ in 0..4 {
+    for _ in 0..3 {
         (0..endpoints).for_each(|endpoint| world.net.reset(endpoint));
         world.wait(SECOND).await;
     }

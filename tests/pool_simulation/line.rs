@@ -143,7 +143,10 @@ impl Line {
             return;
         }
         let stood_still = if was.0 == Reach::Frozen { now - was.1 } else { Duration::ZERO };
-        self.free_at = (self.free_at + stood_still).max(now);
+        if !answers.is_empty() {
+            self.free_at += stood_still; // it goes on where it was
+        }
+        self.free_at = self.free_at.max(now);
         for ((due, _), answer) in answers {
             let is_lost = was.0 == Reach::Silent && due < now;
             self.put(if is_lost { repeated(due, now) } else { due + stood_still }, answer);

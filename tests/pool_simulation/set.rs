@@ -75,7 +75,7 @@ fn load_spreads_behind_a_cluster_ip() {
         let services = vec![Service::serial(2); 4];
         let world = World::behind_one(seed, &services, |of| of.connections.max_age = MAX_AGE);
         world.net.lead(address(0), &[0, 1]);
-        let load = world.load(2000.0);
+        let load = world.load(1000.0);
         world.wait(2 * SECOND).await;
         world.net.lead(address(0), &[0, 1, 2, 3]);
         world.wait(MAX_AGE.mul_f64(1.1)).await;
