@@ -1,7 +1,7 @@
 //! Stories that a seed makes up: one to four servers that fail in every way there is, at random times.
 //!
 //! What each query gets cannot be told beforehand, but this holds for all: it ends by its deadline; it is answered
-//! if some server was well for the whole of its life; and when all have been well for a while, all is as it was.
+//! if some server was well for the whole of its life, and had been for half a second if that was short; and when all have been well for a while, all is as it was.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -21,6 +21,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_millis(2500);
 /// Then for so long something happens.
 const TROUBLE: Duration = Duration::from_secs(8);
+/// A query may fail at once as long as the pool takes nobody to be there, which it does no longer after their return.
+const NOTICED: Duration = Duration::from_millis(500);
 /// After the last connection's life, with what lingers.
 const REST: Duration = Duration::from_secs(30);
 /// The server sees connections that were given up for as long as answers may be under way on them.
@@ -156,12 +158,13 @@ impl Story {
         }
     }
 
-    /// How many were well for the whole life of a query.
+    /// How many were well for the whole life of a query, and for long enough that the pool knows of it.
     fn well_during(&self, record: &Record) -> usize {
         let end = record.began + record.took;
+        let begin = record.began.min(end.saturating_sub(NOTICED));
         let ills = self.ills.borrow();
         let is_ill = |endpoint: usize| {
-            ills.iter().any(|ill| ill.endpoint == endpoint && ill.from <= end && record.began <= ill.to)
+            ills.iter().any(|ill| ill.endpoint == endpoint && ill.from <= end && begin <= ill.to)
         };
         (0..self.endpoints).filter(|endpoint| !is_ill(*endpoint)).count()
     }
