@@ -48,6 +48,8 @@ pub(super) struct Asking<'a> {
     /// The tries under way, oldest first.
     open: Vec<Try>,
     tried: usize,
+    /// It has been asked elsewhere because of silence.
+    moved: bool,
     attempts: Vec<Attempt>,
     /// When the last try has to be looked at.
     wake: Instant,
@@ -109,6 +111,7 @@ impl<'a> Asking<'a> {
             servers,
             open: Vec::new(),
             tried: 0,
+            moved: false,
             attempts: Vec::new(),
             wake: deadline,
             cause: Cause::NoServer,
@@ -231,6 +234,10 @@ impl<'a> Asking<'a> {
             for index in 0..self.open.len() {
                 self.judge(index);
             }
+            if self.nobody_answers() {
+                return;
+            }
+            self.moved = true;
         }
         let Some(index) = self.next() else { return };
         if self.open.len() >= AT_ONCE {
@@ -238,6 +245,16 @@ impl<'a> Asking<'a> {
             self.write_down(&oldest, Some(Cause::Timeout));
         }
         self.start(index, why);
+    }
+
+    /// Whether it has been asked elsewhere already, and nobody has been answered by any server meanwhile: more
+    /// queries would only wait with the others, for a while at least.
+    fn nobody_answers(&self) -> bool {
+        let Some(newest) = self.open.last() else { return true };
+        let since = newest.started;
+        self.moved
+            && since.elapsed() < PATIENCE
+            && !self.servers.iter().any(|server| server.has_answered_since(since))
     }
 
     /// The same for a datagram.
