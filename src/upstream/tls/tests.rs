@@ -313,7 +313,7 @@ async fn what_a_full_stream_did_not_take_leaves_while_the_answer_is_awaited() {
     assert_eq!(near.writer.write(&batch).await.unwrap(), batch.len());
     assert_eq!(near.writer.write(&batch).await.unwrap(), batch.len(), "after what was left of the first");
     let mut answer = [0; 6];
-    near.reader.read_exact(&mut answer).await.unwrap();
+    timeout(HANDSHAKE, near.reader.read_exact(&mut answer)).await.expect("nothing is left").unwrap();
     assert_eq!((&answer, far.await.unwrap()), (b"answer", [&batch[..], &batch].concat()));
 }
 
