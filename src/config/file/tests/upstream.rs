@@ -69,7 +69,7 @@ fn every_scheme_is_read_and_shown_as_it_may_be_written() {
             assert_eq!(upstream.bootstrap, [Server::Tcp(address("10.96.0.10:53"))]);
             upstream.servers
         };
-        assert_eq!(read(text), [expected.clone()], "{text}");
+        assert_eq!(read(text), std::slice::from_ref(&expected), "{text}");
         assert_eq!(expected.to_string(), shown);
         assert_eq!(read(shown), [expected], "what is shown can be written");
     }
