@@ -233,8 +233,9 @@ fn write_zones(page: &mut String, zones: &[Arc<Zone>]) {
     names::STALE_SINCE.write(page, zones.iter().map(|zone| (label(zone), zone.failing_since())));
     let requests = zones.iter().flat_map(|zone| {
         zone.requests().into_iter().flat_map(|sent| {
-            [("udp", sent.udp), ("tcp", sent.tcp)].map(|(transport, count)| {
-                let server = &sent.server;
+            let server = sent.server;
+            let stream = if server.starts_with("tls://") { "tls" } else { "tcp" };
+            [("udp", sent.udp), (stream, sent.tcp)].map(|(transport, count)| {
                 (format!("{},server=\"{server}\",transport=\"{transport}\"", label(zone)), count)
             })
         })

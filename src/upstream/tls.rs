@@ -10,8 +10,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Mutex;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -34,6 +33,11 @@ const HANDSHAKE: Duration = Duration::from_millis(1500);
 const SESSIONS: usize = 8;
 /// A server whose handshakes fail is logged this often at the most.
 const SILENCE: Duration = Duration::from_secs(60);
+/// Certificates refused in a row after which only one handshake in a [`PAUSE`] is made: each is
+/// public-key work on the one thread that all misses share. Fewer could be one bad server of several at an address.
+const REFUSALS: u32 = 8;
+/// A certificate gets no better within this time.
+const PAUSE: Duration = Duration::from_millis(250);
 /// The protocol's name in a handshake (IANA, TLS ALPN Protocol IDs): a server of many protocols knows what is wanted.
 const ALPN: &[u8] = b"dot";
 
@@ -80,14 +84,47 @@ pub struct Handshakes {
     pub failed: Counter,
 }
 
+/// What came before.
+#[derive(Debug, Default)]
+struct Past {
+    /// When it was last logged that a handshake failed.
+    logged: Option<Instant>,
+    /// Certificates refused in a row.
+    refusals: u32,
+    /// The next handshake after too many of them.
+    next: Option<Instant>,
+}
+
+impl Past {
+    /// Whether the last line is long enough ago; this one counts from now on.
+    fn may_log(&mut self, now: Instant) -> bool {
+        let is_due = self.logged.is_none_or(|before| now.saturating_duration_since(before) >= SILENCE);
+        if is_due {
+            self.logged = Some(now);
+        }
+        is_due
+    }
+
+    /// Whether a handshake may succeed; this one counts from now on.
+    fn is_promising(&mut self, now: Instant) -> bool {
+        if self.refusals < REFUSALS {
+            return true;
+        }
+        let is_due = self.next.is_none_or(|next| next <= now);
+        if is_due {
+            self.next = Some(now + PAUSE);
+        }
+        is_due
+    }
+}
+
 /// What makes connections to one server private.
 pub struct Client {
     /// `None` makes every handshake fail: what is meant for TLS never goes without.
     ready: Option<(TlsConnector, ServerName<'static>)>,
     /// The server's label, for the log.
     server: Arc<str>,
-    /// When it was last logged that a handshake failed.
-    logged: Mutex<Option<Instant>>,
+    past: Mutex<Past>,
     /// What is counted of it.
     pub handshakes: Handshakes,
 }
@@ -104,7 +141,7 @@ impl Client {
             config.enable_early_data = false;
             (TlsConnector::from(Arc::new(config)), name)
         });
-        Self { ready, server, logged: Mutex::default(), handshakes: Handshakes::default() }
+        Self { ready, server, past: Mutex::default(), handshakes: Handshakes::default() }
     }
 
     /// The handshake on a stream that was opened: what is written afterwards only the server can read.
@@ -112,6 +149,9 @@ impl Client {
     /// # Errors
     /// [`Cause::Certificate`] when the server does not prove its name, [`Cause::Tls`] for everything else.
     pub async fn handshake(&self, link: Link) -> Result<Link, Cause> {
+        if !self.past().is_promising(Instant::now()) {
+            return Err(Cause::Certificate);
+        }
         let result = match &self.ready {
             Some((connector, name)) => {
                 let connecting = connector.connect(name.clone(), stream::Joined(link));
@@ -127,11 +167,14 @@ impl Client {
                 let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
                 let counter = if resumed { &self.handshakes.resumed } else { &self.handshakes.full };
                 counter.add(1);
+                self.past().refusals = 0;
                 Ok(stream::split(stream))
             }
             Err(problem) => {
                 self.handshakes.failed.add(1);
-                if self.may_log(Instant::now()) {
+                let mut past = self.past();
+                past.refusals += u32::from(problem.cause == Cause::Certificate);
+                if past.may_log(Instant::now()) {
                     let Problem { what, fix, .. } = &problem;
                     tracing::warn!(server = %self.server, fix, "no TLS with {}: {what}", self.server);
                 }
@@ -140,13 +183,7 @@ impl Client {
         }
     }
 
-    /// Whether the last line is long enough ago; this one counts from now on.
-    fn may_log(&self, now: Instant) -> bool {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = logged.is_none_or(|before| now.saturating_duration_since(before) >= SILENCE);
-        if is_due {
-            *logged = Some(now);
-        }
-        is_due
+    fn past(&self) -> MutexGuard<'_, Past> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

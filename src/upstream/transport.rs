@@ -2,7 +2,7 @@
 //!
 //! [`Kernel`] is the real one. Scenario tests put another in its place, whose streams and datagrams are
 //! queues in memory, so that all above runs unchanged under a clock that they hold. Whatever carries
-//! DNS framing can stand here: TLS will be a [`Link`] like any other.
+//! DNS framing can stand here: TLS is a [`Link`] like any other ([`super::tls`]).
 
 use std::future::{Future, poll_fn};
 use std::io::{self, Read};

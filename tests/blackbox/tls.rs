@@ -118,8 +118,11 @@ fn a_tls_server_answers_over_few_connections_and_a_reconnect_is_resumed() {
     }
     assert_eq!([handshakes(&agent, "full"), handshakes(&agent, "failed")], [1.0, 0.0]);
     let label = format!("tls://127.0.0.1:{port}");
+    let requests =
+        |transport| agent.admin.count("nodens_upstream_requests_total", &[("transport", transport)]);
+    assert!(requests("tls") >= 51.0 && requests("tcp") == 0.0 && requests("udp") == 0.0);
     let writes = agent.admin.count("nodens_upstream_writes_total", &[("server", &label)]);
-    assert!(writes < 45.0, "several queries share a write: {writes}");
+    assert!(writes < 50.0, "several queries share a write: {writes}");
     wait_until("the idle connection is closed", seconds(5), || {
         agent.admin.metric("nodens_upstream_connections", &[("server", &label)]) == Some(0.0)
     });

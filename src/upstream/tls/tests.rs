@@ -274,9 +274,35 @@ async fn a_handshake_that_stalls_is_given_up() {
     let started = Instant::now();
     assert_eq!(client.handshake(link).await.err(), Some(Cause::Tls));
     assert!(started.elapsed() >= HANDSHAKE && started.elapsed() < HANDSHAKE * 2);
-    assert!(!client.may_log(Instant::now()), "one line a minute");
+    assert!(!client.past().may_log(Instant::now()), "one line a minute");
     tokio::time::advance(SILENCE).await;
-    assert!(client.may_log(Instant::now()));
+    assert!(client.past().may_log(Instant::now()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn certificates_refused_in_a_row_make_handshakes_rare_until_one_is_good() {
+    let authority = Authority::new();
+    let (bad, good) = (authority.server("other.example", BOTH, AS_IS), authority.server(NAME, BOTH, AS_IS));
+    let client = authority.client(NAME);
+    let try_at = async |server: &TlsAcceptor| {
+        let (link, far, _) = stream(1 << 16);
+        tokio::join!(client.handshake(link), server.accept(far)).0.err()
+    };
+    for _ in 0..100 {
+        assert_eq!(try_at(&bad).await, Some(Cause::Certificate));
+    }
+    assert_eq!(counts(&client), [0, 0, u64::from(REFUSALS) + 1]);
+    tokio::time::advance(PAUSE).await;
+    for _ in 0..100 {
+        assert_eq!(try_at(&bad).await, Some(Cause::Certificate));
+    }
+    assert_eq!(counts(&client), [0, 0, u64::from(REFUSALS) + 2]);
+    tokio::time::advance(PAUSE).await;
+    assert_eq!(try_at(&good).await, None);
+    for _ in 0..REFUSALS {
+        assert_eq!(try_at(&bad).await, Some(Cause::Certificate));
+        assert_eq!(try_at(&good).await, None, "one bad server beside a good one keeps nobody from it");
+    }
 }
 
 #[tokio::test]
@@ -313,7 +339,7 @@ async fn what_a_full_stream_did_not_take_leaves_while_the_answer_is_awaited() {
     assert_eq!(near.writer.write(&batch).await.unwrap(), batch.len());
     assert_eq!(near.writer.write(&batch).await.unwrap(), batch.len(), "after what was left of the first");
     let mut answer = [0; 6];
-    near.reader.read_exact(&mut answer).await.unwrap();
+    timeout(HANDSHAKE, near.reader.read_exact(&mut answer)).await.expect("nothing is left").unwrap();
     assert_eq!((&answer, far.await.unwrap()), (b"answer", [&batch[..], &batch].concat()));
 }
 
