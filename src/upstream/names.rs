@@ -171,20 +171,23 @@ impl Names {
         self.news.send_replace(());
     }
 
-    /// Waits until the pool has a server, as long as a look-up may bring one, and at most until `deadline`.
+    /// Waits until the pool has a server, as long as a look-up may bring one, and at most until `deadline`. Look-ups
+    /// follow each other faster meanwhile.
     pub(super) async fn first(&self, pool: &Pool, deadline: Instant) {
         if self.resolver.is_none() || !pool.servers.load().is_empty() {
             return;
         }
         let mut news = self.news.subscribe();
         while pool.servers.load().is_empty() {
-            if !matches!(timeout_at(deadline, news.changed()).await, Ok(Ok(()))) {
+            self.look_again(); // the pause after failed look-ups may be longer than the query can wait
+            let soon = deadline.min(Instant::now() + MIN_TTL);
+            if timeout_at(soon, news.changed()).await.is_err() && soon == deadline {
                 return;
             }
         }
     }
 
-    /// No server answered: they may have been replaced by others, and the next look-up need not wait for the TTL.
+    /// There is no server, or none answers: others may have come, and the next look-up need not wait for its time.
     pub(super) fn look_again(&self) {
         self.again.notify_waiters();
     }

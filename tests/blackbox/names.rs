@@ -92,7 +92,9 @@ fn misses_are_answered_while_the_addresses_of_the_upstreams_name_change() {
     let load = load.join().expect("dnsperf");
     assert_eq!((load.sent, load.lost, load.good), (9_000, 0, 9_000), "{}", load.text);
     assert_eq!(below(&first), left, "no query came after it had left");
-    assert_eq!(left + below(&second), 9_000, "each was asked once");
+    let asked = left + below(&second);
+    // A late answer may be asked for twice: 5 % and 128 at once are the default of `hedge`.
+    assert!((9_000..=9_000 + 450 + 128).contains(&asked), "{asked}");
     assert!(series(&agent, &second) > 0);
     agent.wait_without_flights();
 }
