@@ -43,9 +43,9 @@ neighbour add 10.0.0.2 lladdr 02:00:00:00:00:01 dev node0
 ";
 /// Priorities: kube-proxy rejects before it forwards, and both come after connection tracking.
 const RULES: &str = "table ip pool {
-    chain reject { type filter hook output priority -110; }
-    chain forward { type nat hook output priority -100; }
-    chain gone { type filter hook input priority 0; }
+    chain rejected { type filter hook output priority -110; }
+    chain forwarded { type nat hook output priority -100; }
+    chain silenced { type filter hook input priority 0; }
 }
 ";
 
@@ -77,25 +77,25 @@ impl Cluster {
         let to = format!("dnat to numgen random mod {count} map {{ {} }}", map.join(", "));
         let ip = Self::IP.ip();
         rules(&format!(
-            "flush chain ip pool forward
-             add rule ip pool forward ip daddr {ip} tcp dport 53 {to}
-             add rule ip pool forward ip daddr {ip} udp dport 53 {to}"
+            "flush chain ip pool forwarded
+             add rule ip pool forwarded ip daddr {ip} tcp dport 53 {to}
+             add rule ip pool forwarded ip daddr {ip} udp dport 53 {to}"
         ))
     }
 
     /// From now on these endpoints get no packets, and the service is rejected.
     pub(crate) fn go(&self, reject: Option<Reject>, silent: &[u8]) -> Result<()> {
-        let mut text = "flush chain ip pool gone\nflush chain ip pool reject\n".to_owned();
+        let mut text = "flush chain ip pool silenced\nflush chain ip pool rejected\n".to_owned();
         for &n in silent {
-            text.push_str(&format!("add rule ip pool gone ip daddr {} drop\n", Self::endpoint(n).ip()));
+            text.push_str(&format!("add rule ip pool silenced ip daddr {} drop\n", Self::endpoint(n).ip()));
         }
         let ip = Self::IP.ip();
         match reject {
             Some(Reject::Icmp) => text.push_str(&format!(
-                "add rule ip pool reject ip daddr {ip} ct state new reject with icmp type port-unreachable\n"
+                "add rule ip pool rejected ip daddr {ip} ct state new reject with icmp type port-unreachable\n"
             )),
             Some(Reject::Reset) => text.push_str(&format!(
-                "add rule ip pool reject ip daddr {ip} meta l4proto tcp reject with tcp reset\n"
+                "add rule ip pool rejected ip daddr {ip} meta l4proto tcp reject with tcp reset\n"
             )),
             None => {}
         }

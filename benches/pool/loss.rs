@@ -17,6 +17,9 @@ pub(crate) const MISSES: u64 = 2_000;
 /// How long the server's return is watched.
 const RETURN: Duration = Duration::from_secs(3);
 
+/// What was asked so shortly before the fault may be under way when it comes.
+const IN_FLIGHT_NS: u64 = 10_000_000;
+
 /// What a server has answered so far, if that is known.
 pub(crate) type Asked<'a> = &'a (dyn Fn() -> u64 + Sync);
 
@@ -54,8 +57,8 @@ pub(crate) fn black_hole(
     agent.process.must_live()?;
     let source = &sources[0];
     let window = |from, to| Window::new(source, &pace, &(from..to));
-    let calm = window(0, fault);
-    let first = window(fault, after(fault, 1000));
+    let calm = window(0, fault - IN_FLIGHT_NS);
+    let first = window(fault - IN_FLIGHT_NS, after(fault, 1000));
     let later = window(after(fault, 2000), back);
     let returned = window(back, u64::MAX);
     let whole = Window::whole(source, &pace);
@@ -111,11 +114,11 @@ pub(crate) fn reset(setting: &Setting<'_>) -> Result<Report> {
     })?;
     agent.process.must_live()?;
     let source = &sources[0];
-    let calm = Window::new(source, &pace, &(0..faults[0].0));
-    let rest = Window::new(source, &pace, &(faults[0].0..u64::MAX));
+    let calm = Window::new(source, &pace, &(0..faults[0].0 - IN_FLIGHT_NS));
+    let rest = Window::new(source, &pace, &(faults[0].0 - IN_FLIGHT_NS..u64::MAX));
     let mut windows = vec![("quiet".to_owned(), calm), ("with resets".to_owned(), rest)];
     for (n, &(fault, _)) in faults.iter().enumerate() {
-        let window = Window::new(source, &pace, &(fault.saturating_sub(5_000_000)..after(fault, 100)));
+        let window = Window::new(source, &pace, &(fault - IN_FLIGHT_NS..after(fault, 100)));
         windows.push((format!("around reset {}", n + 1), window));
     }
     let columns: Vec<_> = windows.iter().map(|(name, window)| (name.as_str(), window)).collect();

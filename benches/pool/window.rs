@@ -1,6 +1,7 @@
 //! What became of the queries of a stretch of time.
 
 use std::ops::Range;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -130,9 +131,16 @@ pub(crate) fn run<T: Send>(
     time: Duration,
     meanwhile: impl FnOnce() -> Result<T> + Send,
 ) -> Result<(Pace, T)> {
+    let (end, ended) = mpsc::channel::<()>();
     thread::scope(|scope| {
-        let other = scope.spawn(meanwhile);
+        let other = scope.spawn(move || {
+            let done = meanwhile();
+            // A process dies with the thread that started it.
+            let _ = ended.recv();
+            done
+        });
         let pace = drive(sources, time, DRAIN);
+        drop(end);
         let done = other.join().ok().context("what happened meanwhile")??;
         Ok((pace, done))
     })
