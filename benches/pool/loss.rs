@@ -10,15 +10,12 @@ use crate::net;
 use crate::report::Report;
 use crate::script::{Manner, Script, Turn, addresses};
 use crate::setting::{Setting, WARM_UP, config, local, quiet};
-use crate::window::{Window, after, last_bad_ms, run, sleep, table};
+use crate::window::{IN_FLIGHT_NS, Window, after, last_bad_ms, run, sleep, table};
 
 /// Names a second that nobody asked for before.
 pub(crate) const MISSES: u64 = 2_000;
 /// How long the server's return is watched.
 const RETURN: Duration = Duration::from_secs(3);
-
-/// What was asked so shortly before the fault may be under way when it comes.
-const IN_FLIGHT_NS: u64 = 10_000_000;
 
 /// What a server has answered so far, if that is known.
 pub(crate) type Asked<'a> = &'a (dyn Fn() -> u64 + Sync);

@@ -10,7 +10,7 @@ use crate::names::{Kind, known, misses};
 use crate::report::Report;
 use crate::script::{Manner, Script, Turn, addresses};
 use crate::setting::{Setting, config, local, warm};
-use crate::window::{Window, after, first_good_ms, last_bad_ms, run, sleep, table};
+use crate::window::{IN_FLIGHT_NS, Window, after, first_good_ms, last_bad_ms, run, sleep, table};
 
 /// How long a server that is restarted is away.
 const DOWN: Duration = Duration::from_secs(2);
@@ -56,15 +56,16 @@ pub(crate) fn restart(
     agent.process.must_live()?;
     let [seen, new] = &sources;
     let span = |source, from, to| Window::new(source, &pace, &(from..to));
+    let begin = fault - IN_FLIGHT_NS;
     let all = Window::whole(seen, &pace);
     let mut report = table(
         title,
         &[
-            ("seen, quiet", &span(seen, 0, fault)),
-            ("seen, down", &span(seen, fault, back)),
+            ("seen, quiet", &span(seen, 0, begin)),
+            ("seen, down", &span(seen, begin, back)),
             ("seen, back", &span(seen, back, u64::MAX)),
-            ("new, quiet", &span(new, 0, fault)),
-            ("new, down", &span(new, fault, back)),
+            ("new, quiet", &span(new, 0, begin)),
+            ("new, down", &span(new, begin, back)),
             ("new, back", &span(new, back, u64::MAX)),
         ],
     );
@@ -103,19 +104,20 @@ pub(crate) fn gone(setting: &Setting<'_>, reject: Reject) -> Result<Report> {
     drop(scripts);
     let [seen, new] = &sources;
     let span = |source, from, to| Window::new(source, &pace, &(from..to));
+    let begin = fault - IN_FLIGHT_NS;
     // What was asked just before the return can be answered by it.
     let end = back.saturating_sub(100_000_000);
-    let (known_gone, new_gone) = (span(seen, after(fault, 0), end), span(new, after(fault, 0), end));
+    let (known_gone, new_gone) = (span(seen, begin, end), span(new, begin, end));
     let known_later = span(seen, after(fault, 1000), end);
     let new_later = span(new, after(fault, 1000), end);
     let mut report = table(
         &format!("gone: both endpoints are gone, and {}", reject.about()),
         &[
-            ("known, quiet", &span(seen, 0, fault)),
-            ("known, 1st second", &span(seen, fault, after(fault, 1000))),
+            ("known, quiet", &span(seen, 0, begin)),
+            ("known, 1st second", &span(seen, begin, after(fault, 1000))),
             ("known, later", &known_later),
-            ("new, quiet", &span(new, 0, fault)),
-            ("new, 1st second", &span(new, fault, after(fault, 1000))),
+            ("new, quiet", &span(new, 0, begin)),
+            ("new, 1st second", &span(new, begin, after(fault, 1000))),
             ("new, later", &new_later),
             ("new, back", &span(new, back, u64::MAX)),
         ],

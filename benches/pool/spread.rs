@@ -38,7 +38,7 @@ pub(crate) fn by_list(setting: &Setting<'_>) -> Result<Report> {
 pub(crate) fn by_name(setting: &Setting<'_>) -> Result<Option<Report>> {
     let listen = addresses(4)?;
     let scripts = Script::start_all(&listen, &Manner::serial(2))?;
-    // Any of them can say where all are; the one that does is counted with its share.
+    // Another server says where they are.
     let bootstrap = Script::start(addresses_of_one()?, Manner::serial(1))?;
     let hosts: Vec<Ipv4Addr> = listen.iter().filter_map(|address| v4(address.ip())).collect();
     bootstrap.set_endpoints(&hosts[..2]);

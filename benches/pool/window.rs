@@ -13,6 +13,8 @@ use crate::report::Report;
 
 /// How long answers are waited for after the last query: longer than the agent's deadline for one question (4 s).
 pub(crate) const DRAIN: Duration = Duration::from_secs(6);
+/// What was asked so shortly before a fault may be under way when it comes, and counts to it.
+pub(crate) const IN_FLIGHT_NS: u64 = 10_000_000;
 /// The bounds of a window are moments of [`net::now_ns`].
 pub(crate) type Span = Range<u64>;
 
@@ -100,6 +102,11 @@ impl Window {
         quantile(&self.latencies_us, percent).map_or(f64::NAN, |us| f64::from(us) / 1000.0)
     }
 
+    /// Those that waited longer, lost ones among them.
+    pub(crate) fn later_than(&self, ms: u32) -> usize {
+        self.latencies_us.iter().filter(|&&us| us > ms * 1000).count()
+    }
+
     pub(crate) fn good_percent(&self) -> f64 {
         self.good as f64 * 100.0 / self.sent.max(1) as f64
     }
@@ -119,6 +126,7 @@ pub(crate) fn table(title: &str, windows: &[(&str, &Window)]) -> Report {
     line("of these stale", &|window| window.stale.to_string());
     line("failed, with EDE 22", &|window| format!("{}, {}", window.failed, window.no_authority));
     line("lost", &|window| window.lost.to_string());
+    line("later than 100 ms", &|window| window.later_than(100).to_string());
     for (what, percent) in [("p50 ms", 50.0), ("p99 ms", 99.0), ("p99.5 ms", 99.5), ("max ms", 100.0)] {
         line(what, &|window| format!("{:.2}", window.ms(percent)));
     }
