@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::authority::program;
 use crate::load::{Load, Outcome, Until};
 use crate::process::{Process, Usage};
 use crate::report::{Metric, Target};
-use crate::servers::{Bed, Kind, Server, program};
+use crate::servers::{Bed, Kind, Server};
 
 /// Starts of which the median is a round's figure.
 const STARTS: usize = 5;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::authority::program;
 use crate::mix::Input;
 use crate::process::Process;
-use crate::servers::program;
 
 /// Between the end of the sending and that of dnsperf: its timeout for answers (5 s by default), and some.
 const GRACE: Duration = Duration::from_secs(15);

@@ -1,6 +1,7 @@
 //! Side by side, on loopback: the agent, Unbound, dnsdist, dnsmasq, and an echo server as the floor.
 //! README.md in the directory above says what is measured, and how.
 
+mod authority;
 mod cases;
 mod echo;
 mod load;

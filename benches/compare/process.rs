@@ -66,7 +66,7 @@ impl Process {
     /// Lets the process end by itself, so that it can wait for its own children.
     pub(crate) fn terminate(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            sys::terminate(self.child.id());
+            sys::signal(self.child.id(), libc::SIGTERM);
             let _ = self.wait(Duration::from_secs(1));
         }
     }

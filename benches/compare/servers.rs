@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::authority::{self, program};
 use crate::echo;
-use crate::mix::{Inputs, KNOWN_NAME, Question};
+use crate::mix::{Inputs, KNOWN_NAME, Question, zones};
 use crate::process::{Process, free_address};
 use crate::tuned;
 
@@ -60,16 +61,6 @@ impl Kind {
 /// The versions of the programs that are not compared but have a part in it.
 pub(crate) fn tool_versions() -> [(&'static str, String); 2] {
     [("nsd", version_line(program("nsd").arg("-v"))), ("dnsperf", version_line(program("dnsperf").arg("-h")))]
-}
-
-/// A program by name, in the directories for daemons too, which are often not in PATH.
-pub(crate) fn program(name: &str) -> Command {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path)
-        .chain(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|file| file.is_file());
-    Command::new(found.unwrap_or_else(|| name.into()))
 }
 
 /// The first line with a number in it.
@@ -192,7 +183,7 @@ impl Bed {
     pub(crate) fn new(directory: &Path, misses: usize, cpus: &[usize]) -> Result<Self> {
         let inputs = Inputs::write(directory, misses)?;
         let upstream = free_address()?;
-        let command = tuned::nsd(upstream, directory)?;
+        let command = authority::nsd(upstream, directory, &zones()?)?;
         let start = Instant::now();
         let mut authority = Process::start(command, cpus, directory.join("nsd.log"))?;
         first_answer(&mut authority, upstream, start).context("NSD")?;

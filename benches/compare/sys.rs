@@ -51,13 +51,13 @@ pub(crate) fn confine(command: &mut Command, cpus: &[usize]) {
     }
 }
 
-/// Asks a child process that has not been waited for to end.
-pub(crate) fn terminate(process: u32) {
+/// Sends a signal to a child process that has not been waited for.
+pub(crate) fn signal(process: u32, number: libc::c_int) {
     if let Ok(process) = libc::pid_t::try_from(process)
         && process > 1
     {
         // SAFETY: kill takes numbers only.
-        unsafe { libc::kill(process, libc::SIGTERM) };
+        unsafe { libc::kill(process, number) };
     }
 }
 

@@ -1,7 +1,6 @@
 //! How each server is configured and started. Each is tuned as its manual advises for one thread on one core.
 
 use std::env;
-use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,48 +8,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::mix::{KNOWN_NAME, zones};
-use crate::servers::program;
-
-/// Authoritative for everything that is asked. No limit on the rate (there is one client), nor on the queries of
-/// a connection.
-pub(crate) fn nsd(address: SocketAddr, directory: &Path) -> Result<Command> {
-    let dir = directory.display();
-    let mut config = format!(
-        "server:
-    server-count: 1
-    ip-address: {}@{}
-    username: \"\"
-    chroot: \"\"
-    zonesdir: \"{dir}\"
-    database: \"\"
-    pidfile: \"\"
-    xfrdfile: \"{dir}/nsd.xfrd\"
-    xfrdir: \"{dir}\"
-    zonelistfile: \"{dir}/nsd.zones\"
-    tcp-count: 1000
-    tcp-query-count: 0
-    tcp-timeout: 120
-    minimal-responses: yes
-    round-robin: no
-    rrl-ratelimit: 0
-    rrl-whitelist-ratelimit: 0
-remote-control:
-    control-enable: no
-",
-        address.ip(),
-        address.port()
-    );
-    for (origin, text) in zones()? {
-        fs::write(directory.join(origin), text)?;
-        writeln!(config, "zone:\n    name: {origin}\n    zonefile: {origin}")?;
-    }
-    let file = directory.join("nsd.conf");
-    fs::write(&file, config)?;
-    let mut command = program("nsd");
-    command.arg("-d").arg("-c").arg(file);
-    Ok(command)
-}
+use crate::authority::program;
+use crate::mix::KNOWN_NAME;
 
 /// This program, as the floor.
 pub(crate) fn echo(address: SocketAddr, workers: u32, replies: &Path) -> Result<Command> {

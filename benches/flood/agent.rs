@@ -1,18 +1,18 @@
-//! The agent under a memory limit.
+//! The agent as it is shipped, with two workers.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cgroup::Cgroup;
 use crate::packet;
 use crate::process::{Process, free_address};
+use crate::sys;
 
 /// How long it may take to its first answer.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -20,36 +20,29 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const ADMIN_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Agent {
-    // Before its group, which can only go when it is empty.
     pub(crate) process: Process,
-    pub(crate) group: Cgroup,
     pub(crate) address: SocketAddr,
     admin: SocketAddr,
+    /// Its configuration, and the lines of it that do not change.
+    file: PathBuf,
+    head: String,
 }
 
 impl Agent {
-    /// Starts it as it is shipped, with two workers, in a group of its own; `keys` are further lines of its
-    /// configuration.
-    pub(crate) fn start(
-        upstream: SocketAddr,
-        keys: &str,
-        limit: u64,
-        cpus: &[usize],
-        dir: &Path,
-    ) -> Result<Self> {
+    /// Starts it with these lines of configuration beside its addresses, in the control group that has the file
+    /// `procs`.
+    pub(crate) fn start(config: &str, procs: Option<&Path>, cpus: &[usize], dir: &Path) -> Result<Self> {
         let (address, admin) = (free_address()?, free_address()?);
-        let config = format!(
-            "listen: [\"{address}\"]\nadmin: \"{admin}\"\ncontrol: {}/control.sock\nworkers: 2\n{keys}\
-             zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"tcp://{upstream}\"] }}\n",
+        let head = format!(
+            "listen: [\"{address}\"]\nadmin: \"{admin}\"\ncontrol: {}/control.sock\nworkers: 2\n",
             dir.display()
         );
         let file = dir.join("nodens.yaml");
-        fs::write(&file, config)?;
-        let group = Cgroup::new(&format!("nodens-flood-{}", std::process::id()), limit)?;
+        fs::write(&file, format!("{head}{config}"))?;
         let mut command = Command::new("sh");
         // The shell puts itself into the group, so that all that the agent ever takes counts.
         command.args(["-c", "echo $$ > \"$1\" && exec \"$2\" run --config \"$3\"", "sh"]);
-        command.arg(group.procs()).arg(env!("CARGO_BIN_EXE_nodens")).arg(file);
+        command.arg(procs.unwrap_or(Path::new("/dev/null"))).arg(env!("CARGO_BIN_EXE_nodens")).arg(&file);
         let mut process = Process::start(command, cpus, dir.join("log"))?;
         let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         client.connect(address)?;
@@ -63,7 +56,17 @@ impl Agent {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Ok(Self { process, group, address, admin })
+        Ok(Self { process, address, admin, file, head })
+    }
+
+    /// Gives it other lines of configuration.
+    pub(crate) fn reload(&self, config: &str) -> Result<()> {
+        // Renamed, so that nobody reads the half of it.
+        let new = self.file.with_extension("new");
+        fs::write(&new, format!("{}{config}", self.head))?;
+        fs::rename(&new, &self.file)?;
+        sys::signal(self.process.id(), libc::SIGHUP);
+        Ok(())
     }
 
     /// The sum of a metric over its labels.

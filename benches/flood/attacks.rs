@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::agent::Agent;
-use crate::cases::{DRAIN, LIMIT, Setting, flood_queries, percent, quantiles};
+use crate::cases::{DRAIN, Setting, flood_queries, limited, percent, quantiles, start};
 use crate::load::{Make, Source, drive};
 use crate::net;
 use crate::packet;
@@ -238,10 +238,11 @@ fn hits<'a>() -> Make<'a> {
 pub(crate) fn clients(setting: &Setting<'_>, title: &str) -> Result<Report> {
     nodens::serve::sys::raise_open_files().context("limit of open files")?;
     let upstream = Upstream::start(3600)?;
-    let mut agent = Agent::start(upstream.address, ALLOWED, LIMIT, setting.cpus, setting.directory)?;
+    let group = limited()?;
+    let mut agent = start(&upstream, ALLOWED, &group, setting)?;
     let mut warm = [Source::new(agent.address, Ipv4Addr::LOCALHOST, 1, CACHED, hits())?];
     drive(&mut warm, Duration::from_secs(1), DRAIN);
-    ensure!(warm[0].tally.good.len() as u64 == CACHED, "{}", warm[0].tally.by_verdict());
+    ensure!(warm[0].tally.good() == CACHED, "{}", warm[0].tally.by_verdict());
     ask(&mut None, agent.address, &packet::framed(&packet::query(7, &big_name(), true)))?;
 
     let columns = [
@@ -263,7 +264,7 @@ pub(crate) fn clients(setting: &Setting<'_>, title: &str) -> Result<Report> {
         // The unique names' flights end.
         thread::sleep(Duration::from_secs(if attack == Attack::UniqueNames { 5 } else { 1 }));
     }
-    let kills = agent.group.kills().unwrap_or(u64::MAX);
+    let kills = group.kills().unwrap_or(u64::MAX);
     report.at_most("processes killed for want of memory", 0.0, kills as f64);
     Ok(report)
 }
@@ -287,8 +288,8 @@ fn one(attack: Attack, agent: &mut Agent, setting: &Setting<'_>, report: &mut Re
     });
     agent.process.must_live()?;
     let used = agent.process.usage()?.since(before).total;
-    let hits = &mut sources[0];
-    let answered = percent(hits.tally.good.len() as u64, hits.tally.sent);
+    let hits = &sources[0];
+    let answered = percent(hits.tally.good(), hits.tally.sent);
     let by_tcp = percent(probe.latencies_ms.len() as u64, probe.asked as u64);
     let (times, p99) = (quantiles(hits), hits.tally.latency_ms(99.0));
     let datagrams = sources.get(1).map(|source| &source.tally);

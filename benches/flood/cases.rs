@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::agent::Agent;
+use crate::cgroup::Cgroup;
 use crate::load::{Make, Source, drive};
 use crate::packet;
 use crate::report::Report;
@@ -45,6 +46,19 @@ pub(crate) fn flood_queries<'a>() -> Make<'a> {
     Box::new(|number, id| packet::query(id, &numbered("f", number), true))
 }
 
+/// A group with the limit of the shipped manifest. It can only go when its process has ended.
+pub(crate) fn limited() -> Result<Cgroup> {
+    Cgroup::new(&format!("nodens-flood-{}", std::process::id()), LIMIT)
+}
+
+/// The agent in this group, with one upstream for all names; `keys` are further lines of its configuration.
+pub(crate) fn start(upstream: &Upstream, keys: &str, group: &Cgroup, setting: &Setting<'_>) -> Result<Agent> {
+    let address = upstream.address;
+    let config =
+        format!("{keys}zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"tcp://{address}\"] }}\n");
+    Agent::start(&config, Some(&group.procs()), setting.cpus, setting.directory)
+}
+
 /// Fills the cache until entries make room for others, and gives the numbers of names that are in it.
 fn fill(agent: &Agent) -> Result<Vec<u64>> {
     let local = Ipv4Addr::LOCALHOST;
@@ -55,9 +69,9 @@ fn fill(agent: &Agent) -> Result<Vec<u64>> {
         drive(&mut sources, time, DRAIN);
         let tally = &sources[0].tally;
         ensure!(
-            tally.good.len() as u64 * 100 >= FILL * 99,
+            tally.good() * 100 >= FILL * 99,
             "{} of {FILL} names answered while filling: {}",
-            tally.good.len(),
+            tally.good(),
             tally.by_verdict()
         );
         if agent.metric("nodens_cache_evictions_total")? > 0.0 {
@@ -66,9 +80,10 @@ fn fill(agent: &Agent) -> Result<Vec<u64>> {
                 Box::new(move |n, id| packet::query(id, &numbered("h", go * FILL + n), false));
             let mut sources = [Source::new(agent.address, local, SOCKETS, FILL_RATE, make)?];
             drive(&mut sources, time, Duration::from_secs(1));
-            let cached = &sources[0].tally.good;
+            let replies = sources[0].tally.replies.iter().filter(|reply| reply.verdict.answers);
+            let cached: Vec<_> = replies.map(|reply| go * FILL + reply.number).collect();
             ensure!(cached.len() >= 1000, "only {} of the last {FILL} names are cached", cached.len());
-            return Ok(cached.iter().map(|n| go * FILL + n).collect());
+            return Ok(cached);
         }
     }
     anyhow::bail!("the cache is not full after {} names", FILLS * FILL)
@@ -77,7 +92,8 @@ fn fill(agent: &Agent) -> Result<Vec<u64>> {
 /// A full cache, an upstream that is gone in this way, and a flood of names that nobody has asked for before.
 pub(crate) fn flood(setting: &Setting<'_>, gone: Mode, title: &str) -> Result<Report> {
     let upstream = Upstream::start(3600)?;
-    let mut agent = Agent::start(upstream.address, "", LIMIT, setting.cpus, setting.directory)?;
+    let group = limited()?;
+    let mut agent = start(&upstream, "", &group, setting)?;
     let idle = agent.process.resident_mib()?;
     let cached = fill(&agent)?;
     let entries = agent.metric("nodens_cache_entries")?;
@@ -97,7 +113,7 @@ pub(crate) fn flood(setting: &Setting<'_>, gone: Mode, title: &str) -> Result<Re
     let pace = drive(&mut sources, time, DRAIN);
     agent.process.must_live().context("the agent did not live through the flood")?;
     let usage = agent.process.usage()?.since(before);
-    let [flood, hits] = &mut sources;
+    let [flood, hits] = &sources;
     let mut report = Report::new(title);
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     report.row("generator", pace.text());
@@ -106,7 +122,6 @@ pub(crate) fn flood(setting: &Setting<'_>, gone: Mode, title: &str) -> Result<Re
         let (peak, end) = (agent.peak_mib()?, agent.process.resident_mib()?);
         format!("{idle:.1}, {full:.1}, {peak:.1}, {end:.1} MiB")
     });
-    let group = &agent.group;
     let peak = group.peak().map_or("not known".into(), mib);
     report.row("cgroup peak (all pages)", format!("{peak} of {}, version {}", mib(LIMIT), group.version()));
     report.row("cgroup, the kernel's part at the end", group.kernel().map_or("not known".into(), mib));
@@ -128,7 +143,7 @@ pub(crate) fn flood(setting: &Setting<'_>, gone: Mode, title: &str) -> Result<Re
         ),
     );
     report.at_most("processes killed for want of memory", 0.0, group.kills().unwrap_or(u64::MAX) as f64);
-    report.at_least("hits answered %", 99.0, percent(hits.tally.good.len() as u64, hits.tally.sent));
+    report.at_least("hits answered %", 99.0, percent(hits.tally.good(), hits.tally.sent));
     report.at_most("hits p99 ms", 5.0, hits.tally.latency_ms(99.0));
     Ok(report)
 }
@@ -137,7 +152,7 @@ pub(crate) fn percent(part: u64, whole: u64) -> f64 {
     part as f64 * 100.0 / whole.max(1) as f64
 }
 
-pub(crate) fn quantiles(source: &mut Source<'_>) -> String {
+pub(crate) fn quantiles(source: &Source<'_>) -> String {
     let at = [50.0, 99.0, 99.9, 100.0].map(|percent| format!("{:.2}", source.tally.latency_ms(percent)));
     at.join(", ")
 }
@@ -147,13 +162,14 @@ pub(crate) fn hot(setting: &Setting<'_>, stale: bool, title: &str) -> Result<Rep
     const RATE: u64 = 5000;
     const STALL: Duration = Duration::from_secs(3);
     let upstream = Upstream::start(1)?;
-    let mut agent = Agent::start(upstream.address, "", LIMIT, setting.cpus, setting.directory)?;
+    let group = limited()?;
+    let mut agent = start(&upstream, "", &group, setting)?;
     let hot = packet::name(&["hot", "flood", "test"]);
     let make = || -> Make<'_> { Box::new(|_, id| packet::query(id, &hot, true)) };
     if stale {
         let mut once = [Source::new(agent.address, Ipv4Addr::LOCALHOST, 1, 1000, make())?];
         drive(&mut once, Duration::from_millis(1), Duration::from_secs(1));
-        ensure!(once[0].tally.good.len() == 1, "the name is not cached: {}", once[0].tally.by_verdict());
+        ensure!(once[0].tally.good() == 1, "the name is not cached: {}", once[0].tally.by_verdict());
     }
     upstream.turn(Mode::Hold)?;
     // Until the entry has expired. It was asked for once, too rarely for a refresh ahead of that.
@@ -171,7 +187,7 @@ pub(crate) fn hot(setting: &Setting<'_>, stale: bool, title: &str) -> Result<Rep
         Ok::<_, anyhow::Error>(pace)
     })?;
     agent.process.must_live()?;
-    let source = &mut sources[0];
+    let source = &sources[0];
     let mut report = Report::new(title);
     report.row("generator", pace.text());
     report.row("sent", source.tally.sent);

@@ -25,9 +25,29 @@ pub(crate) struct Source<'a> {
     per_second: u64,
     sockets: Vec<UdpSocket>,
     make: Make<'a>,
-    /// For each socket and ID: when, and the how-manieth it was. Zero is not awaited.
-    awaited: Vec<Vec<(u64, u64)>>,
+    /// For each socket and ID, who waits.
+    awaited: Vec<Vec<Option<Awaited>>>,
     pub(crate) tally: Tally,
+}
+
+/// A query that has been sent.
+#[derive(Clone, Copy)]
+struct Awaited {
+    number: u64,
+    sent_ns: u64,
+    late_us: u32,
+}
+
+/// The reply to a query.
+#[derive(Clone, Copy)]
+pub(crate) struct Reply {
+    /// The how-manieth query it was.
+    pub(crate) number: u64,
+    /// How late the query was sent.
+    pub(crate) late_us: u32,
+    /// From its being sent to the reply.
+    pub(crate) took_us: u32,
+    pub(crate) verdict: Verdict,
 }
 
 /// What became of them.
@@ -35,18 +55,17 @@ pub(crate) struct Source<'a> {
 pub(crate) struct Tally {
     /// Taken by a socket.
     pub(crate) sent: u64,
-    /// Numbers of those that were answered with records.
-    pub(crate) good: Vec<u64>,
-    pub(crate) verdicts: BTreeMap<Verdict, u64>,
-    latencies_us: Vec<u32>,
+    pub(crate) replies: Vec<Reply>,
 }
 
 /// How well the generator kept its times.
 #[derive(Default)]
 pub(crate) struct Pace {
-    ticks: u64,
+    pub(crate) ticks: u64,
     late: u64,
     latest_ns: u64,
+    /// When it began, by [`net::now_ns`].
+    pub(crate) start_ns: u64,
 }
 
 /// A UDP socket at `from`, connected to the agent.
@@ -55,7 +74,7 @@ pub(crate) fn socket(from: Ipv4Addr, agent: SocketAddr) -> Result<UdpSocket> {
     socket.bind(&SocketAddr::from((from, 0)).into())?;
     socket.connect(&agent.into())?;
     let socket = socket.into();
-    net::prepare(&socket, BUFFER).context("large socket buffers: this needs root")?;
+    net::prepare(&socket, BUFFER).context("socket options")?;
     Ok(socket)
 }
 
@@ -69,23 +88,34 @@ impl<'a> Source<'a> {
         make: Make<'a>,
     ) -> Result<Self> {
         let sockets = (0..sockets).map(|_| socket(from, agent)).collect::<Result<Vec<_>>>()?;
-        let awaited = vec![vec![(0, 0); 1 << 16]; sockets.len()];
+        let awaited = vec![vec![None; 1 << 16]; sockets.len()];
         Ok(Self { per_second, sockets, make, awaited, tally: Tally::default() })
     }
 
-    /// Sends what is due at this tick.
-    fn send(&mut self, tick: u64) {
-        let due = (tick + 1) * self.per_second / 1000 - tick * self.per_second / 1000;
+    /// How many are planned before this tick.
+    pub(crate) fn planned(&self, tick: u64) -> u64 {
+        tick * self.per_second / 1000
+    }
+
+    /// The tick of a query.
+    pub(crate) fn tick(&self, number: u64) -> u64 {
+        ((number + 1) * 1000).div_ceil(self.per_second) - 1
+    }
+
+    /// Sends what is due at this tick, which was planned for `planned_ns`.
+    fn send(&mut self, tick: u64, planned_ns: u64) {
+        let (first, end) = (self.planned(tick), self.planned(tick + 1));
         let count = self.sockets.len() as u64;
-        let first = tick * self.per_second / 1000;
         for (index, socket) in self.sockets.iter().enumerate() {
-            let numbers = (first..first + due).filter(|number| number % count == index as u64);
+            let numbers = (first..end).filter(|number| number % count == index as u64);
             let numbers: Vec<u64> = numbers.collect();
             let packets: Vec<_> =
                 numbers.iter().map(|&number| (self.make)(number, (number / count) as u16)).collect();
-            let now = net::now_ns();
+            let sent_ns = net::now_ns();
+            let late_us = (sent_ns.saturating_sub(planned_ns) / 1000) as u32;
             for &number in &numbers {
-                self.awaited[index][usize::from((number / count) as u16)] = (now, number);
+                let awaited = Awaited { number, sent_ns, late_us };
+                self.awaited[index][usize::from((number / count) as u16)] = Some(awaited);
             }
             self.tally.sent += net::send(socket, &packets) as u64;
         }
@@ -98,15 +128,10 @@ impl<'a> Source<'a> {
                 let (Some(verdict), Some(id)) = (Verdict::of(reply), reply.first_chunk::<2>()) else {
                     return;
                 };
-                let (sent, number) = std::mem::take(&mut awaited[usize::from(u16::from_be_bytes(*id))]);
-                if sent == 0 {
-                    return;
-                }
-                *tally.verdicts.entry(verdict).or_default() += 1;
-                tally.latencies_us.push((arrived.saturating_sub(sent) / 1000) as u32);
-                if verdict.answers {
-                    tally.good.push(number);
-                }
+                let awaited = awaited[usize::from(u16::from_be_bytes(*id))].take();
+                let Some(Awaited { number, sent_ns, late_us }) = awaited else { return };
+                let took_us = (arrived.saturating_sub(sent_ns) / 1000) as u32;
+                tally.replies.push(Reply { number, late_us, took_us, verdict });
             };
             // Bounded: a socket's buffer holds fewer than so many batches.
             for _ in 0..1000 {
@@ -120,25 +145,39 @@ impl<'a> Source<'a> {
 
 impl Tally {
     pub(crate) fn answered(&self) -> u64 {
-        self.verdicts.values().sum()
+        self.replies.len() as u64
     }
 
     pub(crate) fn count(&self, which: impl Fn(&Verdict) -> bool) -> u64 {
-        self.verdicts.iter().filter(|(verdict, _)| which(verdict)).map(|(_, count)| count).sum()
+        self.replies.iter().filter(|reply| which(&reply.verdict)).count() as u64
+    }
+
+    /// Those that were answered with records.
+    pub(crate) fn good(&self) -> u64 {
+        self.count(|verdict| verdict.answers)
     }
 
     /// The latency that so many of a hundred did not exceed, in milliseconds.
-    pub(crate) fn latency_ms(&mut self, percent: f64) -> f64 {
-        self.latencies_us.sort_unstable();
-        let at = (self.latencies_us.len() as f64 * percent / 100.0).ceil() as usize;
-        let at = at.clamp(1, self.latencies_us.len().max(1)) - 1;
-        self.latencies_us.get(at).map_or(f64::NAN, |&us| f64::from(us) / 1000.0)
+    pub(crate) fn latency_ms(&self, percent: f64) -> f64 {
+        let mut took_us: Vec<_> = self.replies.iter().map(|reply| reply.took_us).collect();
+        took_us.sort_unstable();
+        quantile(&took_us, percent).map_or(f64::NAN, |us| f64::from(us) / 1000.0)
     }
 
     pub(crate) fn by_verdict(&self) -> String {
-        let parts = self.verdicts.iter().map(|(verdict, count)| format!("{}: {count}", verdict.label()));
+        let mut counts = BTreeMap::<Verdict, u64>::new();
+        for reply in &self.replies {
+            *counts.entry(reply.verdict).or_default() += 1;
+        }
+        let parts = counts.iter().map(|(verdict, count)| format!("{}: {count}", verdict.label()));
         parts.collect::<Vec<_>>().join("; ")
     }
+}
+
+/// What so many of a hundred do not exceed, of values in order.
+pub(crate) fn quantile(sorted: &[u32], percent: f64) -> Option<u32> {
+    let at = (sorted.len() as f64 * percent / 100.0).ceil() as usize;
+    sorted.get(at.clamp(1, sorted.len().max(1)) - 1).copied()
 }
 
 impl Pace {
@@ -158,8 +197,8 @@ impl Pace {
 /// Sends from all sources for `time`, then waits up to `drain` for what is still to come.
 pub(crate) fn drive(sources: &mut [Source<'_>], time: Duration, drain: Duration) -> Pace {
     let mut inbox = Inbox::new();
-    let mut pace = Pace { ticks: time.as_millis() as u64, ..Pace::default() };
     let start = net::now_ns();
+    let mut pace = Pace { ticks: time.as_millis() as u64, start_ns: start, ..Pace::default() };
     for tick in 0..pace.ticks {
         let planned = start + tick * TICK_NS;
         net::sleep_until(planned);
@@ -167,7 +206,7 @@ pub(crate) fn drive(sources: &mut [Source<'_>], time: Duration, drain: Duration)
         pace.late += u64::from(late > LATE_NS);
         pace.latest_ns = pace.latest_ns.max(late);
         for source in &mut *sources {
-            source.send(tick);
+            source.send(tick, planned);
             source.receive(&mut inbox);
         }
     }

@@ -1,14 +1,16 @@
 //! Floods: what becomes of the agent's memory and of others' hits. README.md in the directory above says what is
 //! measured, and how.
 
+#[expect(dead_code, reason = "`pool` uses the rest")]
 mod agent;
 mod attacks;
 mod cases;
 mod cgroup;
+#[expect(dead_code, reason = "`pool` uses the rest")]
 mod load;
 mod net;
 mod packet;
-#[expect(dead_code, reason = "`compare` uses the rest")]
+#[expect(dead_code, reason = "`compare` and `pool` use the rest")]
 #[path = "../compare/process.rs"]
 mod process;
 mod report;

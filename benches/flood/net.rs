@@ -33,10 +33,11 @@ fn set(socket: &UdpSocket, option: libc::c_int, value: libc::c_int) -> io::Resul
     .map(drop)
 }
 
-/// Lets a socket hold so many bytes, whatever the system's bound is (needs root), and note when each datagram came.
+/// Lets a socket hold so many bytes, or as many as the system allows to others than root, and note when each
+/// datagram came.
 pub(crate) fn prepare(socket: &UdpSocket, buffer: i32) -> io::Result<()> {
-    set(socket, libc::SO_RCVBUFFORCE, buffer)?;
-    set(socket, libc::SO_SNDBUFFORCE, buffer)?;
+    set(socket, libc::SO_RCVBUFFORCE, buffer).or_else(|_| set(socket, libc::SO_RCVBUF, buffer))?;
+    set(socket, libc::SO_SNDBUFFORCE, buffer).or_else(|_| set(socket, libc::SO_SNDBUF, buffer))?;
     set(socket, libc::SO_TIMESTAMPNS, 1)
 }
 

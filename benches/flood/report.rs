@@ -24,8 +24,11 @@ impl Report {
         Self { title: title.to_owned(), columns, ..Self::default() }
     }
 
+    /// A name and its value; further columns stay empty.
     pub(crate) fn row(&mut self, what: &str, value: impl fmt::Display) {
-        self.rows.push(vec![what.to_owned(), value.to_string()]);
+        let mut cells = vec![what.to_owned(), value.to_string()];
+        cells.resize(self.columns.len().max(2), String::new());
+        self.rows.push(cells);
     }
 
     /// A line with a value for each column.
