@@ -4,19 +4,24 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::view::Zone;
 
 use crate::upstream::server::{Errand, Sending, Server};
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::Query;
+use crate::wire::response::Kind;
 use crate::wire::{class, flag, name, rtype};
 
 /// The first label of a probe begins like this: its length, then this text, then 16 hexadecimal digits.
 const PREFIX: &[u8] = b"\x1cnodens-loop-";
+
+/// Before each further probe after one that brought a failure: agents that start together know each other by then.
+const AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 
 /// An upstream that leads back to this agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,18 +67,31 @@ impl Echoes {
         true
     }
 
-    /// Asks a server of a zone for a name of its own, and ends when that is answered or given up. What
-    /// comes is of no interest and goes nowhere.
+    /// Asks a server of a zone for a name of its own, and ends when that is answered or given up. What comes is of no
+    /// interest and goes nowhere, unless it is a failure, which says nothing: whoever stands between may have found
+    /// nobody here when it started. It is asked again then, a few times.
     pub async fn probe(&self, zone: &Zone, server: &Arc<Server>) {
+        for pause in AGAIN {
+            if self.probe_once(zone, server).await {
+                return;
+            }
+            sleep(pause).await;
+        }
+        self.probe_once(zone, server).await;
+    }
+
+    /// Whether there is nothing more to learn.
+    async fn probe_once(&self, zone: &Zone, server: &Arc<Server>) -> bool {
         let found = Loop { server: Arc::clone(&server.label), zone: zone.name.clone() };
-        let Some(key) = question(&zone.apex, rand::random()) else { return };
+        let Some(key) = question(&zone.apex, rand::random()) else { return true };
         let probe = Probe { echoes: self, key };
         self.out().push((probe.key.clone(), found));
         self.count.fetch_add(1, Ordering::Release);
         let patience = zone.pool.definition().timeout;
         let errand = Errand { source: None, proof: None, deadline: Instant::now() + patience };
-        let _ =
-            timeout(patience, server.ask(&probe.key, &errand, &Sending::new(server.is_udp_first()))).await;
+        let sending = Sending::new(server.is_udp_first());
+        let answer = timeout(patience, server.ask(&probe.key, &errand, &sending)).await;
+        matches!(answer, Ok(Ok(answer)) if !matches!(answer.kind, Kind::Failure(_)))
     }
 
     fn out(&self) -> MutexGuard<'_, Vec<(Key, Loop)>> {
