@@ -71,6 +71,8 @@ pub struct Proof {
     pub since: Instant,
     /// It is not this one.
     pub not: Option<u64>,
+    /// That one has ended its try, so it is better than none.
+    pub ended: bool,
 }
 
 impl Proof {
@@ -241,10 +243,9 @@ impl Connections {
                 return Ok(place);
             }
             let at = match proof {
-                Some(Proof { not, .. })
+                Some(proof)
                     if !self.make_room(&mut state, now)
-                        && let Some(other) =
-                            self.choose(&state, now, Some(Proof { since: self.began, not })) =>
+                        && let Some(other) = self.choose_unproven(&state, now, proof) =>
                 {
                     return Ok(self.take(other));
                 }
@@ -305,6 +306,13 @@ impl Connections {
         let best = state.open.iter().filter(fits).min_by_key(cost)?;
         let may_open = state.opening > 0 || state.open.len() < limits.max;
         (!(best.is_stuck(now, silence) && may_open)).then(|| Arc::clone(best))
+    }
+
+    /// The same at the limit of connections: any other one, else the one that has ended its try badly.
+    fn choose_unproven(&self, state: &State, now: Instant, proof: Proof) -> Option<Arc<Connection>> {
+        let other = self.choose(state, now, Some(Proof { since: self.began, ..proof }));
+        let same = || self.choose(state, now, Some(Proof { not: None, ..proof }));
+        other.or_else(|| if proof.ended { same() } else { None })
     }
 
     fn take(self: &Arc<Self>, connection: Arc<Connection>) -> Place {

@@ -310,7 +310,7 @@ impl<'a> Asking<'a> {
         let proof = asked.since.map(|since| {
             let last = self.open.iter().rev().find(|open| open.server == index);
             let not = last.map_or(asked.last, |open| open.sending.sent().connection);
-            Proof { since, not }
+            Proof { since, not, ended: last.is_none() }
         });
         asked.since.get_or_insert(now);
         let errand = Errand { source: self.source, proof, deadline: self.deadline };
