@@ -42,6 +42,7 @@ struct Story {
 pub(crate) fn play(seed: u64) -> Result<(), String> {
     let mut story = Story::begin(seed);
     (0..80).for_each(|_| story.go_on());
+    story.end_silence();
     let (timeout, asked) = (story.timeout, story.asked);
     let end = story.end();
     quietly(run(&story.text, &end, timeout, asked))
@@ -170,8 +171,8 @@ impl Story {
                 self.line(&format!("wait {time}ms"));
             }
             _ => {
-                let (server, state) = (self.up_to(self.servers) + 1, self.up_to(5));
-                let state = ["up", "up", "up", "refuses", "unreachable"][state];
+                let (server, state) = (self.up_to(self.servers) + 1, self.up_to(8));
+                let state = ["up", "up", "up", "up", "refuses", "unreachable", "silent", "resets"][state];
                 self.line(&format!("server 192.0.2.{server} {state}"));
             }
         }
@@ -237,13 +238,23 @@ impl Story {
         }
     }
 
+    /// A server that takes connections and says nothing is probed for ever, and that would be seen.
+    fn end_silence(&mut self) {
+        for server in (1..=self.servers).map(|n| format!("server 192.0.2.{n} ")) {
+            let states = self.text.lines().filter_map(|line| line.strip_prefix(&server));
+            if states.filter(|state| *state != "resets").last() == Some("silent") {
+                self.line(&format!("{server}up"));
+            }
+        }
+    }
+
     /// Each server is there and answers, and so does the agent.
     fn end(&mut self) -> String {
         let mut end = String::new();
         for server in 1..=self.servers {
             let _ = writeln!(end, "server 192.0.2.{server} up");
         }
-        end.push_str("flush\n");
+        end.push_str("wait 251ms\nflush\n"); // a probe finds out
         for name in 0..NAMES {
             let record = format!("n{name}.test. 10 A 10.255.255.{name}");
             let _ = writeln!(end, "on n{name}.test. A\n  {record}");

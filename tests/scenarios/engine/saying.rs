@@ -74,7 +74,7 @@ pub(crate) struct Told {
 impl Saying {
     /// From the lines of a block.
     pub(crate) fn parse(lines: &[(usize, String)]) -> Result<Self, String> {
-        let mut saying = Self { copies: 1, ..Self::default() };
+        let mut saying = Self::good();
         if lines.is_empty() {
             return Err("says nothing: write `silence` if that is meant".to_owned());
         }
@@ -122,6 +122,11 @@ impl Saying {
             },
         }
         Ok(())
+    }
+
+    /// NOERROR without records, as good an answer as any.
+    pub(crate) fn good() -> Self {
+        Self { copies: 1, ..Self::default() }
     }
 
     /// What is said to this query.
