@@ -176,7 +176,7 @@ impl Connection {
     /// Whether queries wait on it and none was answered for `patience`: the peer may be gone, or keep
     /// silent about some names until they fill the connection.
     pub fn is_stuck(&self, now: Instant, patience: Duration) -> bool {
-        self.unanswered() > 0 && self.silent_for(now) > patience
+        self.unanswered() > 0 && self.silent_for(now) >= patience
     }
 
     /// How long it has brought nothing while something was awaited.

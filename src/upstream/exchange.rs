@@ -224,9 +224,7 @@ impl<'a> Asking<'a> {
     /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many.
     fn ask_again(&mut self, why: Why) {
         if why == Why::Silent {
-            for index in 0..self.open.len() {
-                self.judge(index);
-            }
+            (0..self.open.len()).for_each(|index| self.judge(index));
         }
         let Some(index) = self.next() else { return };
         if self.open.len() >= AT_ONCE {
@@ -252,10 +250,14 @@ impl<'a> Asking<'a> {
 
     /// Holds the server of a try responsible, once, if it has been silent towards everybody for as long.
     fn judge(&mut self, index: usize) {
+        let silence = self.servers[self.open[index].server].pace.silent_after().min(PATIENCE);
+        self.judge_after(index, silence);
+    }
+
+    fn judge_after(&mut self, index: usize, silence: Duration) {
         let open = &mut self.open[index];
         let server = &self.servers[open.server];
-        let silent = open.started.elapsed() >= server.pace.silent_after().min(PATIENCE);
-        if silent
+        if open.started.elapsed() >= silence
             && !open.judged
             && !self.asked[open.server].failed
             && !server.has_answered_since(open.started)
@@ -390,7 +392,8 @@ impl<'a> Asking<'a> {
     fn give_up(&mut self, answered: Option<usize>) {
         for index in 0..self.open.len() {
             if Some(self.open[index].server) != answered {
-                self.judge(index);
+                let late = self.servers[self.open[index].server].pace.late_after();
+                self.judge_after(index, late);
             }
         }
         for open in std::mem::take(&mut self.open) {
