@@ -1,6 +1,6 @@
 //! The servers of a scenario, and the network in memory that leads to them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -98,6 +98,10 @@ struct State {
     probed: Vec<SocketAddr>,
     /// Told when all streams of a server end.
     resets: HashMap<SocketAddr, Arc<Notify>>,
+    /// How often what is behind an address has been replaced; older streams lead nowhere.
+    moves: HashMap<SocketAddr, usize>,
+    /// Servers that answer the queries of a stream one after the other.
+    serial: HashSet<SocketAddr>,
     unexpected: Vec<String>,
     opened: usize,
     open: usize,
@@ -139,6 +143,20 @@ impl Servers {
 
     fn reset_of(&self, server: SocketAddr) -> Arc<Notify> {
         Arc::clone(self.state().resets.entry(server).or_default())
+    }
+
+    /// Streams that are open lead nowhere from now on; new ones lead to the server.
+    pub(crate) fn replace(&self, server: SocketAddr) {
+        *self.state().moves.entry(server).or_default() += 1;
+    }
+
+    fn moves(&self, server: SocketAddr) -> usize {
+        self.state().moves.get(&server).copied().unwrap_or_default()
+    }
+
+    /// It answers the queries of a stream one after the other from now on.
+    pub(crate) fn serialize(&self, server: SocketAddr) {
+        self.state().serial.insert(server);
     }
 
     /// Questions for the SOA of this zone are the agent's own.
@@ -267,10 +285,10 @@ impl Servers {
     async fn answer(&self, stream: DuplexStream, server: SocketAddr) {
         let (mut reader, writer) = split(stream);
         let writer = Arc::new(tokio::sync::Mutex::new(writer));
-        let way = self.way();
+        let (way, moves) = (self.way(), self.moves(server));
         let mut telling = JoinSet::new(); // what is still to be said ends with the stream
         while let Ok(query) = read(&mut reader).await {
-            if self.reachable(server) == Reachable::Not {
+            if self.reachable(server) == Reachable::Not || self.moves(server) > moves {
                 continue;
             }
             let Some(told) = self.react(&query, server, Transport::Tcp, way) else { continue };
@@ -278,11 +296,12 @@ impl Servers {
             let (servers, writer) = (self.clone(), Arc::clone(&writer));
             let told = telling.spawn(async move {
                 tokio::time::sleep(told.after).await;
-                if servers.speaks(server) {
+                if servers.speaks(server) && servers.moves(server) == moves {
                     tell(told, &writer).await;
                 }
             });
-            while close && !told.is_finished() {
+            let serial = self.state().serial.contains(&server);
+            while (close || serial) && !told.is_finished() {
                 telling.join_next().await;
             }
             if close {

@@ -24,6 +24,9 @@ const TTL: u32 = 5;
 const STALE: u32 = 30;
 /// An address in what no client may ever see.
 const POISON: &str = "A 192.0.2.66";
+/// What may become of a server.
+const STATES: [&str; 10] =
+    ["up", "up", "up", "up", "refuses", "unreachable", "silent", "resets", "moves", "serial"];
 /// After this nothing is remembered or under way: failures last 10 s, connections idle 8 s.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -171,8 +174,8 @@ impl Story {
                 self.line(&format!("wait {time}ms"));
             }
             _ => {
-                let (server, state) = (self.up_to(self.servers) + 1, self.up_to(8));
-                let state = ["up", "up", "up", "up", "refuses", "unreachable", "silent", "resets"][state];
+                let (server, state) = (self.up_to(self.servers) + 1, self.up_to(STATES.len()));
+                let state = STATES[state];
                 self.line(&format!("server 192.0.2.{server} {state}"));
             }
         }
@@ -242,7 +245,8 @@ impl Story {
     fn end_silence(&mut self) {
         for server in (1..=self.servers).map(|n| format!("server 192.0.2.{n} ")) {
             let states = self.text.lines().filter_map(|line| line.strip_prefix(&server));
-            if states.filter(|state| *state != "resets").last() == Some("silent") {
+            if states.filter(|state| !["resets", "moves", "serial"].contains(state)).last() == Some("silent")
+            {
                 self.line(&format!("{server}up"));
             }
         }

@@ -38,6 +38,10 @@ pub(crate) enum Step {
     Server(SocketAddr, Reachable),
     /// All streams to a server end.
     Reset(SocketAddr),
+    /// All streams to a server lead nowhere.
+    Replace(SocketAddr),
+    /// It answers the queries of a stream one after the other.
+    Serialize(SocketAddr),
     Ask(String, Ask),
     Expect(String, Expect),
     Wait(Duration),
@@ -195,6 +199,8 @@ fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, St
         "on" => on(&words, block),
         "server" => match words.as_slice() {
             [server, "resets"] => Ok(Step::Reset(address(server)?)),
+            [server, "moves"] => Ok(Step::Replace(address(server)?)),
+            [server, "serial"] => Ok(Step::Serialize(address(server)?)),
             [server, state] => Ok(Step::Server(
                 address(server)?,
                 match *state {
@@ -202,10 +208,14 @@ fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, St
                     "refuses" => Reachable::Refuses,
                     "unreachable" => Reachable::Not,
                     "silent" => Reachable::Silent,
-                    _ => return Err(format!("`{state}`: up, refuses, unreachable, silent or resets")),
+                    _ => {
+                        return Err(format!(
+                            "`{state}`: up, refuses, unreachable, silent, resets, moves or serial"
+                        ));
+                    }
                 },
             )),
-            _ => Err("server ADDRESS up|refuses|unreachable|silent|resets".to_owned()),
+            _ => Err("server ADDRESS up|refuses|unreachable|silent|resets|moves|serial".to_owned()),
         },
         "ask" => {
             let (label, words) = label(&words);

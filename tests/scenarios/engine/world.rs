@@ -103,9 +103,11 @@ impl World {
             let pool = pools.entry(zone.upstream.clone()).or_insert_with(make);
             (Arc::clone(pool), metrics.zone(&zone.matches[0].to_ascii()))
         });
-        for zone in view.zones.iter().rev() {
+        for (index, zone) in view.zones.iter().enumerate().rev() {
             zone.pool.probe_with(&zone.apex); // as the agent does
-            servers.expect_probes(Name::from_bytes(&zone.apex).map_err(|error| error.to_string())?);
+            if !view.zones[..index].iter().any(|first| Arc::ptr_eq(&first.pool, &zone.pool)) {
+                servers.expect_probes(Name::from_bytes(&zone.apex).map_err(|error| error.to_string())?);
+            }
         }
         let runtime = tokio::runtime::Handle::current();
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
@@ -144,6 +146,8 @@ impl World {
                 tokio::task::yield_now().await;
             }
             Step::Ask(label, ask) => self.ask(label, ask)?,
+            Step::Replace(server) => self.servers.replace(*server),
+            Step::Serialize(server) => self.servers.serialize(*server),
             Step::Expect(label, expect) => self.expect(label, expect).await?,
             Step::Wait(duration) => tokio::time::sleep(*duration).await,
             Step::Asked(count, of) => {
