@@ -71,15 +71,15 @@ struct State {
 pub struct Proof {
     /// It has opened or brought an answer since then.
     pub since: Instant,
-    /// It is not this one.
-    pub not: Option<u64>,
-    /// That one has ended its try, so it is better than none.
+    /// It is none of these, by which it was asked before.
+    pub not: [Option<u64>; 2],
+    /// Those have ended their tries, so they are better than none.
     pub ended: bool,
 }
 
 impl Proof {
     fn is_given_by(&self, connection: &Connection) -> bool {
-        Some(connection.number) != self.not && connection.has_brought_since(self.since)
+        !self.not.contains(&Some(connection.number)) && connection.has_brought_since(self.since)
     }
 }
 
@@ -329,10 +329,10 @@ impl Connections {
         (!(best.is_stuck(now, silence) && may_open)).then(|| Arc::clone(best))
     }
 
-    /// The same at the limit of connections: any other one, else the one that has ended its try badly.
+    /// The same at the limit of connections: any other one, else one that has ended its try badly.
     fn choose_unproven(&self, state: &State, now: Instant, proof: Proof) -> Option<Arc<Connection>> {
         let other = self.choose(state, now, Some(Proof { since: self.began, ..proof }));
-        let same = || self.choose(state, now, Some(Proof { not: None, ..proof }));
+        let same = || self.choose(state, now, Some(Proof { not: [None; 2], ..proof }));
         other.or_else(|| if proof.ended { same() } else { None })
     }
 

@@ -62,8 +62,16 @@ struct Asked {
     failed: bool,
     /// When it was asked first.
     since: Option<Instant>,
-    /// The connection of the last try that ended.
-    last: Option<u64>,
+    /// The connections of the last tries, the last one first.
+    last: [Option<u64>; 2],
+}
+
+impl Asked {
+    /// A try has ended, or given way.
+    fn went_by(&mut self, sending: &Sending) {
+        let [last, _] = self.last;
+        self.last = [sending.sent().connection, last];
+    }
 }
 
 /// A try under way.
@@ -229,6 +237,7 @@ impl<'a> Asking<'a> {
         let Some(index) = self.next() else { return };
         if self.open.len() >= AT_ONCE {
             let oldest = self.open.remove(0);
+            self.asked[oldest.server].went_by(&oldest.sending);
             self.write_down(&oldest, Some(Cause::Timeout));
         }
         self.start(index, why);
@@ -310,9 +319,14 @@ impl<'a> Asking<'a> {
         let sending = Arc::new(Sending::new(server.is_udp_first()));
         let asked = &mut self.asked[index];
         let proof = asked.since.map(|since| {
-            let last = self.open.iter().rev().find(|open| open.server == index);
-            let not = last.map_or(asked.last, |open| open.sending.sent().connection);
-            Proof { since, not, ended: last.is_none() }
+            let by = |open: &Try| open.sending.sent().connection;
+            let mut under_way = self.open.iter().filter(|open| open.server == index).map(by);
+            let (not, ended) = match (under_way.next(), under_way.next()) {
+                (None, _) => (asked.last, true),
+                (Some(one), None) => ([one, asked.last[0]], false),
+                (Some(one), Some(other)) => ([one, other], false),
+            };
+            Proof { since, not, ended }
         });
         asked.since.get_or_insert(now);
         let errand = Errand { source: self.source, proof, deadline: self.deadline };
@@ -336,7 +350,7 @@ impl<'a> Asking<'a> {
     fn ended(&mut self, index: usize, result: Result<Answer, Cause>) -> Option<Answer> {
         let done = self.open.remove(index);
         let server = &self.servers[done.server];
-        self.asked[done.server].last = done.sending.sent().connection;
+        self.asked[done.server].went_by(&done.sending);
         let failed = match &result {
             Ok(answer) => {
                 server.answered(done.started.elapsed());
