@@ -4,19 +4,27 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::view::Zone;
 
 use crate::upstream::server::{Errand, Sending, Server};
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::Query;
+use crate::wire::response::{Answer, Kind};
 use crate::wire::{class, flag, name, rtype};
 
 /// The first label of a probe begins like this: its length, then this text, then 16 hexadecimal digits.
 const PREFIX: &[u8] = b"\x1cnodens-loop-";
+
+/// A server that answers with a failure is asked so often: it may lead back here and not have noticed yet that this agent
+/// is there.
+const TIMES: usize = 3;
+/// The pause before that.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// An upstream that leads back to this agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -62,8 +70,8 @@ impl Echoes {
         true
     }
 
-    /// Asks a server of a zone for a name of its own, and ends when that is answered or given up. What
-    /// comes is of no interest and goes nowhere.
+    /// Asks a server of a zone for a name of its own, and ends when that is answered or given up; a failure is asked
+    /// again. What comes is of no interest and goes nowhere.
     pub async fn probe(&self, zone: &Zone, server: &Arc<Server>) {
         let found = Loop { server: Arc::clone(&server.label), zone: zone.name.clone() };
         let Some(key) = question(&zone.apex, rand::random()) else { return };
@@ -71,9 +79,15 @@ impl Echoes {
         self.out().push((probe.key.clone(), found));
         self.count.fetch_add(1, Ordering::Release);
         let patience = zone.pool.definition().timeout;
-        let errand = Errand { source: None, proof: None, deadline: Instant::now() + patience };
-        let _ =
-            timeout(patience, server.ask(&probe.key, &errand, &Sending::new(server.is_udp_first()))).await;
+        for _ in 0..TIMES {
+            let errand = Errand { source: None, proof: None, deadline: Instant::now() + patience };
+            let sending = Sending::new(server.is_udp_first());
+            let asked = timeout(patience, server.ask(&probe.key, &errand, &sending)).await;
+            if !matches!(asked, Ok(Ok(Answer { kind: Kind::Failure(_), .. }))) {
+                return;
+            }
+            sleep(AGAIN).await;
+        }
     }
 
     fn out(&self) -> MutexGuard<'_, Vec<(Key, Loop)>> {
