@@ -11,14 +11,12 @@ use std::task::{Context, Poll};
 use hickory_proto::op::Message;
 use hickory_proto::rr::{Name, RecordType};
 use nodens::upstream::transport::{Datagrams, Link, Network, Opening, Reader, Receiving};
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf, duplex, split,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream, ReadBuf, ReadHalf, duplex, split};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
-use crate::saying::{Saying, Told};
+use crate::saying::{Saying, Told, tell};
 
 /// Bytes that a stream holds between its ends.
 const STREAM: usize = 128 * 1024;
@@ -321,35 +319,6 @@ async fn read(reader: &mut ReadHalf<DuplexStream>) -> io::Result<Vec<u8>> {
     let mut query = vec![0; usize::from(reader.read_u16().await?)];
     reader.read_exact(&mut query).await?;
     Ok(query)
-}
-
-/// Writes what is said to a stream.
-async fn tell(told: Told, writer: &tokio::sync::Mutex<WriteHalf<DuplexStream>>) {
-    let mut bytes = Vec::new();
-    for (index, message) in told.messages.iter().enumerate() {
-        let last = index + 1 == told.messages.len();
-        let length = told.frame.filter(|_| last).unwrap_or(message.len() as u16);
-        bytes.extend(length.to_be_bytes());
-        bytes.extend(&message[..message.len().min(told.cut.filter(|_| last).unwrap_or(usize::MAX))]);
-    }
-    // An agent that has gone away is no fault of the server's.
-    let mut writer = writer.lock().await;
-    match told.drip {
-        None => {
-            let _ = writer.write_all(&bytes).await;
-        }
-        Some(pause) => {
-            for octet in bytes {
-                if writer.write_u8(octet).await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(pause).await;
-            }
-        }
-    }
-    if told.close {
-        let _ = writer.shutdown().await;
-    }
 }
 
 struct Stream(ReadHalf<DuplexStream>);

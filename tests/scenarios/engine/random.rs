@@ -245,7 +245,8 @@ impl Story {
     fn end_silence(&mut self) {
         for server in (1..=self.servers).map(|n| format!("server 192.0.2.{n} ")) {
             let states = self.text.lines().filter_map(|line| line.strip_prefix(&server));
-            if states.filter(|state| !["resets", "moves", "serial"].contains(state)).last() == Some("silent")
+            if states.filter(|state| !["resets", "moves", "serial"].contains(state)).next_back()
+                == Some("silent")
             {
                 self.line(&format!("{server}up"));
             }
