@@ -244,10 +244,8 @@ impl Story {
     /// A server that takes connections and says nothing is probed for ever, and that would be seen.
     fn end_silence(&mut self) {
         for server in (1..=self.servers).map(|n| format!("server 192.0.2.{n} ")) {
-            let states = self.text.lines().filter_map(|line| line.strip_prefix(&server));
-            if states.filter(|state| !["resets", "moves", "serial"].contains(state)).next_back()
-                == Some("silent")
-            {
+            let mut states = self.text.lines().filter_map(|line| line.strip_prefix(&server));
+            if states.rfind(|state| !["resets", "moves", "serial"].contains(state)) == Some("silent") {
                 self.line(&format!("{server}up"));
             }
         }
