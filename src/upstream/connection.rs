@@ -82,7 +82,7 @@ struct Shared {
     used_ms: AtomicU64,
     /// Nanoseconds from opening to the last answer, or to the query that came when none was in flight.
     progress_ns: AtomicU64,
-    /// Nanoseconds from opening to the last answer.
+    /// Nanoseconds from opening to the last answer; 0 before the first.
     answered_ns: AtomicU64,
     /// Nanoseconds from one answer to the next while more were awaited: the slowest of late.
     service_ns: AtomicU64,
@@ -176,7 +176,7 @@ impl Connection {
     /// Whether queries wait on it and none was answered for `patience`: the peer may be gone, or keep
     /// silent about some names until they fill the connection.
     pub fn is_stuck(&self, now: Instant, patience: Duration) -> bool {
-        self.unanswered() > 0 && self.silent_for(now) > patience
+        self.unanswered() > 0 && self.silent_for(now) >= patience
     }
 
     /// How long it has brought nothing while something was awaited.
@@ -311,7 +311,7 @@ impl Task {
     /// So many answers came at once.
     fn answered(&self, answers: u64, now_ns: u64) {
         let since_ns = now_ns.saturating_sub(self.shared.progress_ns.swap(now_ns, Ordering::Relaxed));
-        self.shared.answered_ns.store(now_ns, Ordering::Relaxed);
+        self.shared.answered_ns.store(now_ns.max(1), Ordering::Relaxed);
         let known = self.shared.service_ns.load(Ordering::Relaxed);
         let service = (since_ns / answers).max(known - known / FADING);
         self.shared.service_ns.store(service, Ordering::Relaxed);

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::time::{Instant, timeout};
 
 use super::connection::{Broken, Connection, Owner};
@@ -31,8 +32,9 @@ const CONNECT: Duration = Duration::from_millis(1500);
 const CONNECT_LATE: Duration = Duration::from_millis(100);
 /// How many may be that late: each is an entry in connection tracking for two minutes.
 const CONNECTS_LATE: usize = 3;
-/// A connection on which nothing has been asked yet is closed after this. CoreDNS closes it after 3 s.
-const UNUSED: Duration = Duration::from_millis(2500);
+/// A connection on which nothing has been asked yet is closed after this, at the next look: there is one a second, and
+/// CoreDNS closes it after 3 s.
+const UNUSED: Duration = Duration::from_millis(1900);
 /// Queries may be put on one connection, instead of on several, as long as they are expected to be answered
 /// within this: fewer writes, and nobody notices.
 const TOGETHER: Duration = Duration::from_micros(200);
@@ -71,13 +73,15 @@ struct State {
 pub struct Proof {
     /// It has opened or brought an answer since then.
     pub since: Instant,
-    /// It is not this one.
-    pub not: Option<u64>,
+    /// It is none of these, by which it was asked before.
+    pub not: [Option<u64>; 2],
+    /// Those have ended their tries, so they are better than none.
+    pub ended: bool,
 }
 
 impl Proof {
     fn is_given_by(&self, connection: &Connection) -> bool {
-        Some(connection.number) != self.not && connection.has_brought_since(self.since)
+        !self.not.contains(&Some(connection.number)) && connection.has_brought_since(self.since)
     }
 }
 
@@ -251,8 +255,10 @@ impl Connections {
         let waiting = {
             let mut state = self.usable();
             let now = Instant::now();
+            let may_open = state.opening > state.late || self.has_room(&state);
             if (proof.is_some() || state.queue.is_empty())
                 && let Some(best) = self.choose(&state, now, proof)
+                && !(proof.is_some() && best.unanswered() > 0 && may_open)
             {
                 let busy = best.unanswered() > 0;
                 let place = self.take(best);
@@ -262,10 +268,9 @@ impl Connections {
                 return Ok(place);
             }
             let at = match proof {
-                Some(Proof { not, .. })
+                Some(proof)
                     if !self.make_room(&mut state, now)
-                        && let Some(other) =
-                            self.choose(&state, now, Some(Proof { since: self.began, not })) =>
+                        && let Some(other) = self.choose_unproven(&state, now, proof) =>
                 {
                     return Ok(self.take(other));
                 }
@@ -289,16 +294,33 @@ impl Connections {
             self.count_waiting(&state);
             Waiting { all: self, at }
         };
-        let place = place.await;
+        let place = if proof.is_some() { self.pressing(place).await } else { place.await };
         drop(waiting);
         place.unwrap_or(Err(Cause::Connect))
+    }
+
+    /// Waits for a place with what is asked again: a connection that falls silent meanwhile makes room for it.
+    async fn pressing<T>(self: &Arc<Self>, mut place: oneshot::Receiver<T>) -> Result<T, RecvError> {
+        loop {
+            if let Ok(place) = timeout(self.pace.silent_after(), &mut place).await {
+                return place;
+            }
+            let mut state = self.usable();
+            if state.opening == 0 && self.make_room(&mut state, Instant::now()) {
+                self.open_another(&mut state);
+            }
+        }
+    }
+
+    fn has_room(&self, state: &State) -> bool {
+        state.open.len() + state.opening < self.settings.connections.max
     }
 
     /// Whether there is room for a new connection. Where all that there may be are open, the one that has been
     /// silent longest leaves.
     fn make_room(&self, state: &mut State, now: Instant) -> bool {
         let silence = self.pace.silent_after();
-        if state.open.len() + state.opening < self.settings.connections.max {
+        if self.has_room(state) {
             return true;
         }
         let silent = state.open.iter().enumerate().filter(|(_, of)| of.is_stuck(now, silence));
@@ -315,7 +337,7 @@ impl Connections {
         let limits = &self.settings.connections;
         let silence = self.pace.silent_after();
         let fits = |of: &&Arc<Connection>| {
-            let proven = proof.is_none_or(|proof| proof.is_given_by(of));
+            let proven = proof.is_none_or(|proof| proof.is_given_by(of) && !of.is_stuck(now, silence));
             of.is_open() && of.in_flight() < limits.in_flight && proven
         };
         let cost = |of: &&Arc<Connection>| {
@@ -326,6 +348,13 @@ impl Connections {
         let best = state.open.iter().filter(fits).min_by_key(cost)?;
         let may_open = state.opening > 0 || state.open.len() < limits.max;
         (!(best.is_stuck(now, silence) && may_open)).then(|| Arc::clone(best))
+    }
+
+    /// The same at the limit of connections: any other one, else one that has ended its try badly.
+    fn choose_unproven(&self, state: &State, now: Instant, proof: Proof) -> Option<Arc<Connection>> {
+        let other = self.choose(state, now, Some(Proof { since: self.began, ..proof }));
+        let same = || self.choose(state, now, Some(Proof { not: [None; 2], ..proof }));
+        other.or_else(|| if proof.ended { same() } else { None })
     }
 
     fn take(self: &Arc<Self>, connection: Arc<Connection>) -> Place {
@@ -342,14 +371,21 @@ impl Connections {
         {
             let mut state = self.usable();
             let now = Instant::now();
-            while let Some(&(proof, ..)) = state.again.front()
-                && let Some(best) = self.choose(&state, now, Some(proof))
-                && let Some((.., call)) = state.again.pop_front()
-            {
-                gone.extend(call.send(Ok(self.take(best))).err());
+            let opening = state.opening - state.late;
+            let mut next = 0;
+            while let Some(&(proof, ..)) = state.again.get(next) {
+                match self.choose(&state, now, Some(proof)) {
+                    Some(best) if best.unanswered() == 0 || opening == 0 => {
+                        let call = state.again.remove(next).map(|(.., call)| call);
+                        gone.extend(call.and_then(|call| call.send(Ok(self.take(best))).err()));
+                    }
+                    _ => next += 1,
+                }
             }
+            // Each of the connections that are being opened gets its part.
             while !state.queue.is_empty()
                 && let Some(best) = self.choose(&state, now, None)
+                && (opening == 0 || best.unanswered() * (opening + 1) <= state.queue.len())
                 && let Some(call) = state.queue.pop()
             {
                 state.rate.departed(now);
@@ -381,6 +417,7 @@ impl Connections {
                         self.open_another(&mut state);
                     }
                 }
+                self.room();
                 let opened = opening.await;
                 self.state().late -= 1;
                 opened

@@ -65,10 +65,18 @@ struct Asked {
     tries: u32,
     /// It answered with a failure, and would do so again.
     failed: bool,
-    /// When it was asked first.
+    /// When it was asked first, or a connection ended before its answer.
     since: Option<Instant>,
-    /// The connection of the last try that ended.
-    last: Option<u64>,
+    /// The connections of the last tries, the last one first.
+    last: [Option<u64>; 2],
+}
+
+impl Asked {
+    /// A try has ended, or given way.
+    fn went_by(&mut self, sending: &Sending) {
+        let [last, _] = self.last;
+        self.last = [sending.sent().connection, last];
+    }
 }
 
 /// A try under way.
@@ -231,9 +239,7 @@ impl<'a> Asking<'a> {
     /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many.
     fn ask_again(&mut self, why: Why) {
         if why == Why::Silent {
-            for index in 0..self.open.len() {
-                self.judge(index);
-            }
+            (0..self.open.len()).for_each(|index| self.judge(index));
             if self.nobody_answers() {
                 return;
             }
@@ -242,6 +248,7 @@ impl<'a> Asking<'a> {
         let Some(index) = self.next() else { return };
         if self.open.len() >= AT_ONCE {
             let oldest = self.open.remove(0);
+            self.asked[oldest.server].went_by(&oldest.sending);
             self.write_down(&oldest, Some(Cause::Timeout));
         }
         self.start(index, why);
@@ -273,10 +280,17 @@ impl<'a> Asking<'a> {
 
     /// Holds the server of a try responsible, once, if it has been silent towards everybody for as long.
     fn judge(&mut self, index: usize) {
+        let silence = self.servers[self.open[index].server].pace.silent_after().min(PATIENCE);
+        self.judge_after(index, silence);
+    }
+
+    fn judge_after(&mut self, index: usize, silence: Duration) {
         let open = &mut self.open[index];
         let server = &self.servers[open.server];
-        let late = open.started.elapsed() >= server.pace.late_after();
-        if late && !open.judged && !self.asked[open.server].failed && !server.has_answered_since(open.started)
+        if open.started.elapsed() >= silence
+            && !open.judged
+            && !self.asked[open.server].failed
+            && !server.has_answered_since(open.started)
         {
             open.judged = true;
             self.pool.has_failed(server, Some(open.started));
@@ -347,9 +361,14 @@ impl<'a> Asking<'a> {
         let sending = Arc::new(Sending::new(server.is_udp_first()));
         let asked = &mut self.asked[index];
         let proof = asked.since.map(|since| {
-            let last = self.open.iter().rev().find(|open| open.server == index);
-            let not = last.map_or(asked.last, |open| open.sending.sent().connection);
-            Proof { since, not }
+            let by = |open: &Try| open.sending.sent().connection;
+            let mut under_way = self.open.iter().filter(|open| open.server == index).map(by);
+            let (not, ended) = match (under_way.next(), under_way.next()) {
+                (None, _) => (asked.last, true),
+                (Some(one), None) => ([one, asked.last[0]], false),
+                (Some(one), Some(other)) => ([one, other], false),
+            };
+            Proof { since, not, ended }
         });
         asked.since.get_or_insert(now);
         let errand = Errand { source: self.source, proof, deadline: self.deadline };
@@ -373,7 +392,7 @@ impl<'a> Asking<'a> {
     fn ended(&mut self, index: usize, result: Result<Answer, Cause>) -> Option<Answer> {
         let done = self.open.remove(index);
         let server = &self.servers[done.server];
-        self.asked[done.server].last = done.sending.sent().connection;
+        self.asked[done.server].went_by(&done.sending);
         let failed = match &result {
             Ok(answer) => {
                 let sent = done.sending.connection().map_or(done.started, |(_, at)| at);
@@ -417,6 +436,10 @@ impl<'a> Asking<'a> {
     /// a connection that worked before may end for many reasons.
     fn was_no_answer(&mut self, done: &Try, cause: Cause) {
         let worked = done.sending.connection().is_some_and(|(connection, _)| connection.has_answered());
+        if cause == Cause::Closed {
+            // Others may have ended at the same moment, and not know yet.
+            self.asked[done.server].since = Some(Instant::now());
+        }
         match cause {
             Cause::Malformed => {}
             Cause::Closed if worked => {}
@@ -433,7 +456,8 @@ impl<'a> Asking<'a> {
     fn give_up(&mut self, answered: Option<usize>) {
         for index in 0..self.open.len() {
             if Some(self.open[index].server) != answered {
-                self.judge(index);
+                let late = self.servers[self.open[index].server].pace.late_after();
+                self.judge_after(index, late);
             }
         }
         for open in std::mem::take(&mut self.open) {

@@ -204,7 +204,7 @@ impl Server {
     pub fn answered(&self, took: Duration) {
         self.pace.observe(took);
         self.durations.observe(took, 1);
-        self.answered_ns.store(self.started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.answered_ns.store((self.started.elapsed().as_nanos() as u64).max(1), Ordering::Relaxed);
     }
 
     /// Whether an answer of it came at `since` or later.

@@ -6,7 +6,8 @@ use std::time::Instant;
 use hickory_proto::op::ResponseCode;
 
 use super::hostile_upstream_faults::{
-    BAD, Fails, Fault, GOOD, MESSAGES, Refuses, STREAMS, Stage, case_of, flood, for_all, good_answer, server,
+    BAD, Fails, Fault, GOOD, MESSAGES, Refuses, STREAMS, Stage, Waits, case_of, flood, for_all, good_answer,
+    server,
 };
 use crate::support::edit::{self, MX, PTR, Section, flag};
 use crate::support::{
@@ -36,8 +37,11 @@ fn a_connection_that_carried_a_bad_message_is_kept() {
     });
     let stage = Stage::set(&[upstream.tcp()], ONE_CONNECTION);
     for_all(MESSAGES, MESSAGES.len(), |case, fault| {
-        let outcome = stage.ask(&format!("c{case}.bad.example."));
-        assert!(outcome.is_right() || fault.fate == Refuses, "{}: {outcome:?}", fault.what);
+        // One on which nothing comes that answers is silent, and would make room for another.
+        if fault.fate != Waits {
+            let outcome = stage.ask(&format!("c{case}.bad.example."));
+            assert!(outcome.is_right() || fault.fate == Refuses, "{}: {outcome:?}", fault.what);
+        }
     });
     for n in 0..20 {
         let outcome = stage.ask(&format!("n{n}.good.example."));

@@ -22,7 +22,9 @@ fn ten_thousand_misses_go_by_tcp_only_on_few_connections() {
     assert_eq!((load.sent, load.lost, load.good), (10_000, 0, 10_000), "{}", load.text);
     assert_eq!(upstream.count(Transport::Udp), 0);
     assert!(upstream.connections() <= 16, "{} connections", upstream.connections());
-    assert_eq!(upstream.count_below("miss.example."), 10_000, "one upstream query each");
+    // One each, and hedges as far as their budget goes: 128, and 5 for each hundred.
+    let asked = upstream.count_below("miss.example.");
+    assert!((10_000..=10_000 + 128 + 500).contains(&asked), "{asked} upstream queries");
     let by_tcp = agent.admin.count("nodens_upstream_requests_total", &[("transport", "tcp")]);
     assert!(by_tcp >= 10_000.0, "{by_tcp}");
     agent.wait_without_flights();

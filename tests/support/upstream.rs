@@ -244,6 +244,13 @@ impl Upstream {
             .collect()
     }
 
+    /// The agent's own questions for an SOA: to get ready, and to find out whether this upstream is back.
+    pub(crate) fn count_of_own(&self) -> usize {
+        let seen = lock(&self.shared.seen);
+        let types = seen.iter().filter_map(|seen| seen.query.queries.first()).map(|q| q.query_type);
+        types.filter(|&rtype| rtype == RecordType::SOA).count()
+    }
+
     /// How many queries lie below this suffix.
     pub(crate) fn count_below(&self, suffix: &str) -> usize {
         let suffix = Name::from_ascii(suffix).expect("name");

@@ -1,6 +1,6 @@
 //! The servers of a scenario, and the network in memory that leads to them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -11,12 +11,12 @@ use std::task::{Context, Poll};
 use hickory_proto::op::Message;
 use hickory_proto::rr::{Name, RecordType};
 use nodens::upstream::transport::{Datagrams, Link, Network, Opening, Reader, Receiving};
-use tokio::io::{
-    AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf, duplex, split,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, DuplexStream, ReadBuf, ReadHalf, duplex, split};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
 
-use crate::saying::{Saying, Told};
+use crate::saying::{Saying, Told, tell};
 
 /// Bytes that a stream holds between its ends.
 const STREAM: usize = 128 * 1024;
@@ -33,8 +33,10 @@ pub(crate) enum Reachable {
     Yes,
     /// It says that nobody is there.
     Refuses,
-    /// Nothing comes back, not even for a SYN.
+    /// Nothing arrives and nothing comes back, not even for a SYN.
     Not,
+    /// It takes connections and queries, and says nothing.
+    Silent,
 }
 
 /// Which queries a rule is for.
@@ -88,6 +90,16 @@ struct State {
     rules: Vec<Rule>,
     reachable: HashMap<SocketAddr, Reachable>,
     seen: Vec<Seen>,
+    /// The zones whose SOA the agent asks for on its own behalf.
+    probes: Vec<Name>,
+    /// Who was asked so.
+    probed: Vec<SocketAddr>,
+    /// Told when all streams of a server end.
+    resets: HashMap<SocketAddr, Arc<Notify>>,
+    /// How often what is behind an address has been replaced; older streams lead nowhere.
+    moves: HashMap<SocketAddr, usize>,
+    /// Servers that answer the queries of a stream one after the other.
+    serial: HashSet<SocketAddr>,
     unexpected: Vec<String>,
     opened: usize,
     open: usize,
@@ -122,6 +134,39 @@ impl Servers {
         self.state().reachable.insert(server, reachable);
     }
 
+    /// All streams to a server end, whatever is under way on them.
+    pub(crate) fn reset(&self, server: SocketAddr) {
+        self.reset_of(server).notify_waiters();
+    }
+
+    fn reset_of(&self, server: SocketAddr) -> Arc<Notify> {
+        Arc::clone(self.state().resets.entry(server).or_default())
+    }
+
+    /// Streams that are open lead nowhere from now on; new ones lead to the server.
+    pub(crate) fn replace(&self, server: SocketAddr) {
+        *self.state().moves.entry(server).or_default() += 1;
+    }
+
+    fn moves(&self, server: SocketAddr) -> usize {
+        self.state().moves.get(&server).copied().unwrap_or_default()
+    }
+
+    /// It answers the queries of a stream one after the other from now on.
+    pub(crate) fn serialize(&self, server: SocketAddr) {
+        self.state().serial.insert(server);
+    }
+
+    /// Questions for the SOA of this zone are the agent's own.
+    pub(crate) fn expect_probes(&self, zone: Name) {
+        self.state().probes.push(zone);
+    }
+
+    /// Probes that arrived, at this server or at any.
+    pub(crate) fn probed(&self, server: Option<SocketAddr>) -> usize {
+        self.state().probed.iter().filter(|known| server.is_none_or(|server| server == **known)).count()
+    }
+
     /// Queries seen that `fits`.
     pub(crate) fn seen(&self, fits: impl Fn(&Seen) -> bool) -> Vec<Seen> {
         self.state().seen.iter().filter(|seen| fits(seen)).cloned().collect()
@@ -152,7 +197,18 @@ impl Servers {
     fn react(&self, bytes: &[u8], server: SocketAddr, transport: Transport, way: usize) -> Option<Told> {
         let message = Message::from_vec(bytes).expect("a well-formed query from the agent");
         let mut state = self.state();
-        state.seen.push(Seen { server, transport, way, message: message.clone() });
+        let is_silent = state.reachable.get(&server) == Some(&Reachable::Silent);
+        let question = message.queries.first();
+        let is_probe =
+            question.is_some_and(|of| of.query_type == RecordType::SOA && state.probes.contains(&of.name));
+        if is_probe {
+            state.probed.push(server);
+        } else {
+            state.seen.push(Seen { server, transport, way, message: message.clone() });
+        }
+        if is_silent {
+            return None;
+        }
         let mut fitting = state
             .rules
             .iter_mut()
@@ -166,6 +222,9 @@ impl Servers {
                 .rfind(|rule| rule.left.is_none() && rule.of.fits(&message, server, transport)),
         };
         let Some(rule) = rule else {
+            if is_probe {
+                return Some(Saying::good().say(&message));
+            }
             let question = message.queries.first().map(ToString::to_string).unwrap_or_default();
             state.unexpected.push(format!("{server} was asked `{question}` by {transport:?}"));
             return None;
@@ -182,7 +241,7 @@ impl Network for Servers {
         let servers = self.clone();
         Box::pin(async move {
             match servers.reachable(server) {
-                Reachable::Yes => {}
+                Reachable::Yes | Reachable::Silent => {}
                 Reachable::Refuses => return Err(io::ErrorKind::ConnectionRefused.into()),
                 Reachable::Not => std::future::pending().await,
             }
@@ -214,54 +273,52 @@ impl Network for Servers {
 impl Servers {
     /// One stream, until either end closes it.
     async fn serve(&self, stream: DuplexStream, server: SocketAddr) {
+        let reset = self.reset_of(server);
+        tokio::select! {
+            () = reset.notified() => {}
+            () = self.answer(stream, server) => {}
+        }
+    }
+
+    async fn answer(&self, stream: DuplexStream, server: SocketAddr) {
         let (mut reader, writer) = split(stream);
         let writer = Arc::new(tokio::sync::Mutex::new(writer));
-        let way = self.way();
-        while let Ok(length) = reader.read_u16().await {
-            let mut query = vec![0; usize::from(length)];
-            if reader.read_exact(&mut query).await.is_err() {
-                return;
+        let (way, moves) = (self.way(), self.moves(server));
+        let mut telling = JoinSet::new(); // what is still to be said ends with the stream
+        while let Ok(query) = read(&mut reader).await {
+            if self.reachable(server) == Reachable::Not || self.moves(server) > moves {
+                continue;
             }
             let Some(told) = self.react(&query, server, Transport::Tcp, way) else { continue };
             let close = told.close;
-            let writer = Arc::clone(&writer);
-            let telling = tokio::spawn(async move { tell(told, &writer).await });
+            let (servers, writer) = (self.clone(), Arc::clone(&writer));
+            let told = telling.spawn(async move {
+                tokio::time::sleep(told.after).await;
+                if servers.speaks(server) && servers.moves(server) == moves {
+                    tell(told, &writer).await;
+                }
+            });
+            let serial = self.state().serial.contains(&server);
+            while (close || serial) && !told.is_finished() {
+                telling.join_next().await;
+            }
             if close {
-                let _ = telling.await;
                 return;
             }
         }
     }
+
+    /// Whether what it says arrives.
+    fn speaks(&self, server: SocketAddr) -> bool {
+        !matches!(self.reachable(server), Reachable::Not | Reachable::Silent)
+    }
 }
 
-/// Writes what is said to a stream.
-async fn tell(told: Told, writer: &tokio::sync::Mutex<WriteHalf<DuplexStream>>) {
-    tokio::time::sleep(told.after).await;
-    let mut bytes = Vec::new();
-    for (index, message) in told.messages.iter().enumerate() {
-        let last = index + 1 == told.messages.len();
-        let length = told.frame.filter(|_| last).unwrap_or(message.len() as u16);
-        bytes.extend(length.to_be_bytes());
-        bytes.extend(&message[..message.len().min(told.cut.filter(|_| last).unwrap_or(usize::MAX))]);
-    }
-    // An agent that has gone away is no fault of the server's.
-    let mut writer = writer.lock().await;
-    match told.drip {
-        None => {
-            let _ = writer.write_all(&bytes).await;
-        }
-        Some(pause) => {
-            for octet in bytes {
-                if writer.write_u8(octet).await.is_err() {
-                    return;
-                }
-                tokio::time::sleep(pause).await;
-            }
-        }
-    }
-    if told.close {
-        let _ = writer.shutdown().await;
-    }
+/// The next query on a stream.
+async fn read(reader: &mut ReadHalf<DuplexStream>) -> io::Result<Vec<u8>> {
+    let mut query = vec![0; usize::from(reader.read_u16().await?)];
+    reader.read_exact(&mut query).await?;
+    Ok(query)
 }
 
 struct Stream(ReadHalf<DuplexStream>);
@@ -295,11 +352,14 @@ impl Datagrams for Port {
             Reachable::Refuses => {
                 let _ = self.sender.send(Err(io::ErrorKind::ConnectionRefused.into()));
             }
-            Reachable::Yes => {
+            Reachable::Yes | Reachable::Silent => {
                 if let Some(told) = self.servers.react(datagram, self.server, Transport::Udp, self.way) {
-                    let sender = self.sender.clone();
+                    let (sender, servers, server) = (self.sender.clone(), self.servers.clone(), self.server);
                     tokio::spawn(async move {
                         tokio::time::sleep(told.after).await;
+                        if !servers.speaks(server) {
+                            return;
+                        }
                         for message in told.messages {
                             let _ = sender.send(Ok(message));
                         }

@@ -24,6 +24,9 @@ const TTL: u32 = 5;
 const STALE: u32 = 30;
 /// An address in what no client may ever see.
 const POISON: &str = "A 192.0.2.66";
+/// What may become of a server.
+const STATES: [&str; 10] =
+    ["up", "up", "up", "up", "refuses", "unreachable", "silent", "resets", "moves", "serial"];
 /// After this nothing is remembered or under way: failures last 10 s, connections idle 8 s.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -42,6 +45,7 @@ struct Story {
 pub(crate) fn play(seed: u64) -> Result<(), String> {
     let mut story = Story::begin(seed);
     (0..80).for_each(|_| story.go_on());
+    story.end_silence();
     let (timeout, asked) = (story.timeout, story.asked);
     let end = story.end();
     quietly(run(&story.text, &end, timeout, asked))
@@ -170,8 +174,8 @@ impl Story {
                 self.line(&format!("wait {time}ms"));
             }
             _ => {
-                let (server, state) = (self.up_to(self.servers) + 1, self.up_to(5));
-                let state = ["up", "up", "up", "refuses", "unreachable"][state];
+                let (server, state) = (self.up_to(self.servers) + 1, self.up_to(STATES.len()));
+                let state = STATES[state];
                 self.line(&format!("server 192.0.2.{server} {state}"));
             }
         }
@@ -237,13 +241,23 @@ impl Story {
         }
     }
 
+    /// A server that takes connections and says nothing is probed for ever, and that would be seen.
+    fn end_silence(&mut self) {
+        for server in (1..=self.servers).map(|n| format!("server 192.0.2.{n} ")) {
+            let mut states = self.text.lines().filter_map(|line| line.strip_prefix(&server));
+            if states.rfind(|state| !["resets", "moves", "serial"].contains(state)) == Some("silent") {
+                self.line(&format!("{server}up"));
+            }
+        }
+    }
+
     /// Each server is there and answers, and so does the agent.
     fn end(&mut self) -> String {
         let mut end = String::new();
         for server in 1..=self.servers {
             let _ = writeln!(end, "server 192.0.2.{server} up");
         }
-        end.push_str("flush\n");
+        end.push_str("wait 251ms\nflush\n"); // a probe finds out
         for name in 0..NAMES {
             let record = format!("n{name}.test. 10 A 10.255.255.{name}");
             let _ = writeln!(end, "on n{name}.test. A\n  {record}");

@@ -5,6 +5,7 @@ use std::time::Duration;
 use hickory_proto::op::{Edns, Message, MessageType, ResponseCode};
 use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
 use hickory_proto::rr::{Name, Record, RecordType};
+use tokio::io::{AsyncWriteExt, DuplexStream, WriteHalf};
 
 use crate::records;
 
@@ -74,7 +75,7 @@ pub(crate) struct Told {
 impl Saying {
     /// From the lines of a block.
     pub(crate) fn parse(lines: &[(usize, String)]) -> Result<Self, String> {
-        let mut saying = Self { copies: 1, ..Self::default() };
+        let mut saying = Self::good();
         if lines.is_empty() {
             return Err("says nothing: write `silence` if that is meant".to_owned());
         }
@@ -122,6 +123,11 @@ impl Saying {
             },
         }
         Ok(())
+    }
+
+    /// NOERROR without records, as good an answer as any.
+    pub(crate) fn good() -> Self {
+        Self { copies: 1, ..Self::default() }
     }
 
     /// What is said to this query.
@@ -257,4 +263,33 @@ fn opt(rest: &str) -> Result<Opt, String> {
         }
     }
     Ok(opt)
+}
+
+/// Writes what is said to a stream.
+pub(crate) async fn tell(told: Told, writer: &tokio::sync::Mutex<WriteHalf<DuplexStream>>) {
+    let mut bytes = Vec::new();
+    for (index, message) in told.messages.iter().enumerate() {
+        let last = index + 1 == told.messages.len();
+        let length = told.frame.filter(|_| last).unwrap_or(message.len() as u16);
+        bytes.extend(length.to_be_bytes());
+        bytes.extend(&message[..message.len().min(told.cut.filter(|_| last).unwrap_or(usize::MAX))]);
+    }
+    // An agent that has gone away is no fault of the server's.
+    let mut writer = writer.lock().await;
+    match told.drip {
+        None => {
+            let _ = writer.write_all(&bytes).await;
+        }
+        Some(pause) => {
+            for octet in bytes {
+                if writer.write_u8(octet).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+    if told.close {
+        let _ = writer.shutdown().await;
+    }
 }

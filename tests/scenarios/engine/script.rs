@@ -24,18 +24,31 @@ impl Scenario {
     /// Whether its last step looks at something.
     pub(crate) fn ends_with_a_look(&self) -> bool {
         let last = self.steps.last().map(|(_, step)| step);
-        matches!(last, Some(Step::Expect(..) | Step::Asked(..) | Step::Sent(..) | Step::Streams { .. }))
+        matches!(
+            last,
+            Some(
+                Step::Expect(..) | Step::Asked(..) | Step::Probed(..) | Step::Sent(..) | Step::Streams { .. }
+            )
+        )
     }
 }
 
 pub(crate) enum Step {
     On(Match, Option<usize>, Box<Saying>),
     Server(SocketAddr, Reachable),
+    /// All streams to a server end.
+    Reset(SocketAddr),
+    /// All streams to a server lead nowhere.
+    Replace(SocketAddr),
+    /// It answers the queries of a stream one after the other.
+    Serialize(SocketAddr),
     Ask(String, Ask),
     Expect(String, Expect),
     Wait(Duration),
     /// So many queries came upstream since the beginning.
-    Asked(usize, Option<(Name, Option<RecordType>)>),
+    Asked(usize, Of),
+    /// So many probes.
+    Probed(usize, Option<SocketAddr>),
     /// The last query upstream for this question looked like this, the one before it considered.
     Sent(Name, RecordType, Vec<String>),
     Streams {
@@ -43,6 +56,14 @@ pub(crate) enum Step {
         open: Option<usize>,
     },
     Flush,
+}
+
+/// Which queries are counted; `None` is any.
+#[derive(Default)]
+pub(crate) struct Of {
+    pub(crate) name: Option<Name>,
+    pub(crate) rtype: Option<RecordType>,
+    pub(crate) server: Option<SocketAddr>,
 }
 
 /// A client's query.
@@ -86,7 +107,8 @@ struct Line {
 pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
     let mut scenarios: Vec<Scenario> = Vec::new();
     let (mut upstream, mut cache) = (String::new(), String::new());
-    for Line { number, text, block } in lines(text) {
+    for Line { number, text, block } in lines(text.lines().enumerate().map(|(index, line)| (index + 1, line)))
+    {
         let at = |error: String| format!("{number}: {error}");
         let (keyword, rest) = text.split_once(' ').map_or((&*text, ""), |(word, rest)| (word, rest.trim()));
         if keyword == "scenario" {
@@ -98,9 +120,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
             continue;
         }
         let scenario = scenarios.last_mut().ok_or_else(|| at("begin with `scenario NAME`".to_owned()))?;
-        if !["config", "on", "expect"].contains(&keyword) && !block.is_empty() {
-            return Err(at(format!("`{keyword}` has no block")));
-        }
+        has_block(keyword, &block).map_err(at)?;
         if ["config", "cache", "upstream"].contains(&keyword) && !scenario.steps.is_empty() {
             return Err(at(format!("`{keyword}` stands before the first step")));
         }
@@ -114,17 +134,41 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Scenario>, String> {
                 upstream = rest.to_owned();
                 scenario.config = config(&upstream, &cache);
             }
+            "repeat" => {
+                let rounds: usize = rest.parse().map_err(|_| at(format!("`{rest}` is no number")))?;
+                for round in 1..=rounds {
+                    scenario.steps.extend(repeated(&block, round)?);
+                }
+            }
             _ => scenario.steps.push((number, step(keyword, rest, &block).map_err(at)?)),
         }
     }
     Ok(scenarios)
 }
 
+fn has_block(keyword: &str, block: &[(usize, String)]) -> Result<(), String> {
+    let may = ["config", "on", "expect", "repeat"].contains(&keyword);
+    if may || block.is_empty() { Ok(()) } else { Err(format!("`{keyword}` has no block")) }
+}
+
+/// The steps of one round.
+fn repeated(block: &[(usize, String)], round: usize) -> Result<Vec<(usize, Step)>, String> {
+    let text: Vec<(usize, String)> =
+        block.iter().map(|(number, line)| (*number, line.replace("{}", &round.to_string()))).collect();
+    let lines = lines(text.iter().map(|(number, line)| (*number, line.as_str())));
+    let step = |Line { number, text, block }: Line| {
+        let at = |error: String| format!("{number}: {error}");
+        let (keyword, rest) = text.split_once(' ').map_or((&*text, ""), |(word, rest)| (word, rest.trim()));
+        has_block(keyword, &block).map_err(at)?;
+        Ok((number, step(keyword, rest, &block).map_err(at)?))
+    };
+    lines.into_iter().map(step).collect()
+}
+
 /// Lines with what is indented below them; comments and empty lines are passed over.
-fn lines(text: &str) -> Vec<Line> {
+fn lines<'a>(text: impl Iterator<Item = (usize, &'a str)>) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let number = index + 1;
+    for (number, line) in text {
         if line.trim().is_empty() || line.trim_start().starts_with('#') {
             continue;
         }
@@ -154,16 +198,24 @@ fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, St
     match keyword {
         "on" => on(&words, block),
         "server" => match words.as_slice() {
+            [server, "resets"] => Ok(Step::Reset(address(server)?)),
+            [server, "moves"] => Ok(Step::Replace(address(server)?)),
+            [server, "serial"] => Ok(Step::Serialize(address(server)?)),
             [server, state] => Ok(Step::Server(
                 address(server)?,
                 match *state {
                     "up" => Reachable::Yes,
                     "refuses" => Reachable::Refuses,
                     "unreachable" => Reachable::Not,
-                    _ => return Err(format!("`{state}`: up, refuses or unreachable")),
+                    "silent" => Reachable::Silent,
+                    _ => {
+                        return Err(format!(
+                            "`{state}`: up, refuses, unreachable, silent, resets, moves or serial"
+                        ));
+                    }
                 },
             )),
-            _ => Err("server ADDRESS up|refuses|unreachable".to_owned()),
+            _ => Err("server ADDRESS up|refuses|unreachable|silent|resets|moves|serial".to_owned()),
         },
         "ask" => {
             let (label, words) = label(&words);
@@ -175,14 +227,19 @@ fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, St
         }
         "wait" => Ok(Step::Wait(time(rest)?)),
         "asked" => {
-            let (count, of) = match words.as_slice() {
-                [count] => (count, None),
-                [count, name] => (count, Some((records::name(name)?, None))),
-                [count, name, rtype] => (count, Some((records::name(name)?, Some(records::rtype(rtype)?)))),
-                _ => return Err("asked N [NAME [TYPE]]".to_owned()),
+            let (words, server) = at_server(&words)?;
+            let (count, name, rtype) = match words {
+                [count] => (count, None, None),
+                [count, name] => (count, Some(records::name(name)?), None),
+                [count, name, rtype] => (count, Some(records::name(name)?), Some(records::rtype(rtype)?)),
+                _ => return Err("asked N [NAME [TYPE]] [at=SERVER]".to_owned()),
             };
-            Ok(Step::Asked(count.parse().map_err(|_| format!("`{count}` is no number"))?, of))
+            Ok(Step::Asked(number(count)?, Of { name, rtype, server }))
         }
+        "probed" => match at_server(&words)? {
+            ([count], server) => Ok(Step::Probed(number(count)?, server)),
+            _ => Err("probed N [at=SERVER]".to_owned()),
+        },
         "sent" => match words.as_slice() {
             [name, rtype, options @ ..] => {
                 let options = options.iter().map(|&option| option.to_owned()).collect();
@@ -194,6 +251,18 @@ fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, St
         "flush" if words.is_empty() => Ok(Step::Flush),
         _ => Err(format!("`{keyword}` is no step")),
     }
+}
+
+/// A last word may say which server.
+fn at_server<'a, 'b>(words: &'b [&'a str]) -> Result<(&'b [&'a str], Option<SocketAddr>), String> {
+    match words {
+        [words @ .., last] if last.starts_with("at=") => Ok((words, Some(address(&last[3..])?))),
+        _ => Ok((words, None)),
+    }
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| format!("`{text}` is no number"))
 }
 
 fn streams(words: &[&str]) -> Result<Step, String> {

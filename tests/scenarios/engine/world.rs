@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
+use hickory_proto::rr::Name;
 use hickory_proto::rr::rdata::opt::EdnsOption;
+use hickory_proto::serialize::binary::BinDecodable;
 use nodens::cache::front::Front;
 use nodens::clock;
 use nodens::config::{Config, Upstream, file};
@@ -102,6 +104,12 @@ impl World {
             let pool = pools.entry(zone.upstream.clone()).or_insert_with(make);
             (Arc::clone(pool), metrics.zone(&zone.matches[0].to_ascii()))
         });
+        for (index, zone) in view.zones.iter().enumerate().rev() {
+            zone.pool.probe_with(&zone.apex); // as the agent does
+            if !view.zones[..index].iter().any(|first| Arc::ptr_eq(&first.pool, &zone.pool)) {
+                servers.expect_probes(Name::from_bytes(&zone.apex).map_err(|error| error.to_string())?);
+            }
+        }
         let runtime = tokio::runtime::Handle::current();
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
         tokio::spawn(async move {
@@ -134,19 +142,25 @@ impl World {
         match step {
             Step::On(of, left, saying) => self.servers.teach(of.clone(), *left, Saying::clone(saying)),
             Step::Server(server, reachable) => self.servers.reach(*server, *reachable),
+            Step::Reset(server) => {
+                self.servers.reset(*server);
+                tokio::task::yield_now().await;
+            }
             Step::Ask(label, ask) => self.ask(label, ask)?,
+            Step::Replace(server) => self.servers.replace(*server),
+            Step::Serialize(server) => self.servers.serialize(*server),
             Step::Expect(label, expect) => self.expect(label, expect).await?,
             Step::Wait(duration) => tokio::time::sleep(*duration).await,
             Step::Asked(count, of) => {
-                let seen = self.servers.seen(|seen| match (of, seen.message.queries.first()) {
-                    (None, _) => true,
-                    (Some((name, rtype)), Some(question)) => {
-                        question.name == *name && rtype.is_none_or(|rtype| rtype == question.query_type)
-                    }
-                    _ => false,
+                let seen = self.servers.seen(|seen| {
+                    let question = seen.message.queries.first();
+                    of.server.is_none_or(|server| server == seen.server)
+                        && of.name.as_ref().is_none_or(|name| question.is_some_and(|of| of.name == *name))
+                        && of.rtype.is_none_or(|rtype| question.is_some_and(|of| of.query_type == rtype))
                 });
                 same("queries upstream", seen.len(), *count)?;
             }
+            Step::Probed(count, server) => same("probes", self.servers.probed(*server), *count)?,
             Step::Sent(name, rtype, wanted) => {
                 let seen = self.servers.seen(|seen| {
                     let question = seen.message.queries.first();
