@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nodens::config::{Server, ServerPolicy};
 
-use crate::case::{Case, each_seed};
+use crate::case::{Case, each_seed, seeds};
 use crate::endpoint::Service;
 use crate::load::ms;
 use crate::world::{World, address};
@@ -176,4 +176,15 @@ fn one_of_two_udp_servers_falls_silent() {
         let world = World::listed_as(seed, &services, Server::Udp, |_| {});
         of_listed(case, &world, 1000.0, |world| world.net.silence(0), |world| world.net.back(0)).await;
     });
+}
+
+#[test]
+fn one_of_two_endpoints_of_a_cluster_ip_refuses() {
+    // At few queries all connections may lead to the one that goes.
+    for (name, rate) in [("refusing endpoint", 1000.0), ("refusing endpoint, 50/s", 50.0)] {
+        seeds(4, name, async |seed, case| {
+            let world = World::behind_one(seed, &[Service::serial(2), Service::serial(2)], |_| {});
+            one_of_two(case, &world, rate, |world| world.net.refuse(0), |world| world.net.restarted(0)).await;
+        });
+    }
 }

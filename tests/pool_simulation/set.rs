@@ -5,7 +5,7 @@ use std::time::Duration;
 use nodens::config;
 use nodens::upstream::server::How;
 
-use crate::case::{Case, each_seed};
+use crate::case::{Case, each_seed, seeds};
 use crate::endpoint::Service;
 use crate::load::{Figures, ms};
 use crate::world::{World, address};
@@ -90,6 +90,48 @@ fn load_spreads_behind_a_cluster_ip() {
         case.must(shares.iter().all(|share| *share > 0.0), "an endpoint that is asked nothing");
         case.at_most("p99, ms", ms(figures.p99()), 10.0);
     });
+}
+
+/// Two old endpoints behind one address give way to two new ones, as in a rolling update. Each old one ends by `stop`
+/// while it is still listed, half a second after a new one has come.
+async fn rolling_update(case: &Case, seed: u64, rate: f64, stop: fn(&World, usize)) {
+    let world = World::behind_one(seed, &vec![Service::serial(2); 4], |_| {});
+    let listed = |endpoints: &[usize]| world.net.lead(address(0), endpoints);
+    listed(&[0, 1]);
+    let load = world.load(rate);
+    world.wait(SECOND + SECOND.mul_f64(50.0 / rate)).await;
+    let began = world.now();
+    for (old, before, after) in [(0, [0, 1, 2], [1, 2]), (1, [1, 2, 3], [2, 3])] {
+        listed(&before);
+        world.wait(SECOND / 2).await;
+        stop(&world, old);
+        world.wait(SECOND / 2).await;
+        listed(&after);
+        world.wait(SECOND).await;
+    }
+    drop(load);
+    case.ends_well(&world).await;
+    let quiet = world.figures(SECOND / 2, began);
+    let update = world.figures(began, world.now());
+    case.say("quiet", &quiet);
+    case.say("update", &update);
+    case.none_failed("update", &update);
+    case.at_most("update: max, ms", ms(update.max()), 250.0);
+    case.tell(&world);
+}
+
+#[test]
+fn nobody_notices_a_rolling_update() {
+    for (name, rate) in [("update, refusing", 500.0), ("update, refusing, 20/s", 20.0)] {
+        seeds(6, name, async |seed, case| {
+            rolling_update(case, seed, rate, |world, old| world.net.refuse(old)).await;
+        });
+    }
+    for (name, rate) in [("update, silent", 500.0), ("update, silent, 20/s", 20.0)] {
+        seeds(6, name, async |seed, case| {
+            rolling_update(case, seed, rate, |world, old| world.net.silence(old)).await;
+        });
+    }
 }
 
 /// So few queries that the server closes connections in between.
