@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::transport::Link;
@@ -65,6 +66,7 @@ struct Pending {
 pub struct Connection {
     queue: mpsc::UnboundedSender<Ask>,
     shared: Arc<Shared>,
+    task: AbortHandle,
     /// No other has it.
     pub number: u64,
     /// No new query after this.
@@ -133,9 +135,11 @@ impl Connection {
             counts,
             late,
         });
-        let task = Task { asks, shared: Arc::clone(&shared), pending: HashMap::default(), strangers: 0 };
-        tokio::spawn(task.run(link));
-        Self { queue, shared, retire_at, number: NUMBER.fetch_add(1, Ordering::Relaxed) }
+        let end = End(Arc::clone(&shared));
+        let task =
+            Task { asks, shared: Arc::clone(&shared), pending: HashMap::default(), strangers: 0, _end: end };
+        let task = tokio::spawn(task.run(link)).abort_handle();
+        Self { queue, shared, task, retire_at, number: NUMBER.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// Queries in flight on it, as far as somebody waits for them.
@@ -212,6 +216,11 @@ impl Connection {
         self.shared.unwritten.load(Ordering::Relaxed) > 0
     }
 
+    /// Ends it, whatever is under way on it.
+    pub fn cut(&self) {
+        self.task.abort();
+    }
+
     /// Takes a place on it, to be left again.
     pub fn enter(&self) {
         self.shared.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -242,12 +251,26 @@ impl Connection {
     }
 }
 
+/// The task. Those who wait see that it ended when their senders are dropped with it.
 struct Task {
     asks: mpsc::UnboundedReceiver<Ask>,
     shared: Arc<Shared>,
     pending: HashMap<u16, Pending, ahash::RandomState>,
     /// Messages since the last one that answered something.
     strangers: usize,
+    _end: End,
+}
+
+/// Tells of the end, however it comes.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::Relaxed);
+        if let Some(owner) = self.0.owner.upgrade() {
+            owner.ended();
+        }
+    }
 }
 
 impl Task {
@@ -301,11 +324,6 @@ impl Task {
             }
         }
         self.shared.closed.store(true, Ordering::Relaxed);
-        drop(self.pending); // their receivers see that it broke
-        drop(self.asks);
-        if let Some(owner) = self.shared.owner.upgrade() {
-            owner.ended();
-        }
     }
 
     /// So many answers came at once.

@@ -8,7 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ const CONNECT: Duration = Duration::from_millis(1500);
 const CONNECT_LATE: Duration = Duration::from_millis(100);
 /// How many may be that late: each is an entry in connection tracking for two minutes.
 const CONNECTS_LATE: usize = 3;
+/// How often a connection is tried at once when it is refused. Behind an address that hides several servers, half of
+/// which are gone, one connection in 64 fails then.
+const CONNECTS_REFUSED: u32 = 6;
 /// A connection on which nothing has been asked yet is closed after this, at the next look: there is one a second, and
 /// CoreDNS closes it after 3 s.
 const UNUSED: Duration = Duration::from_millis(1900);
@@ -118,6 +121,17 @@ impl Drop for Place {
     }
 }
 
+/// A probe's connection, which is not wanted unless it has answered.
+struct Trial(Arc<Connection>);
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if !self.0.has_answered() {
+            self.0.cut();
+        }
+    }
+}
+
 /// A place in the queue, left when nobody waits any more.
 struct Waiting<'a> {
     all: &'a Connections,
@@ -194,37 +208,57 @@ impl Connections {
         self.state().open.iter().any(|connection| connection.has_answered_since(since))
     }
 
-    /// Asks by a new connection, which is kept if it answers.
+    /// Asks by a new connection, which is kept if it answers, and ends at once if it does not. `reached` tells
+    /// that it was opened.
     ///
     /// # Errors
     /// Why there is no answer.
-    pub async fn probe(self: &Arc<Self>, key: &Key, edns_size: Option<u16>) -> Result<(), Cause> {
-        let connection = self.start(self.open_stream().await?);
-        let place = self.take(Arc::clone(&connection));
+    pub async fn probe(
+        self: &Arc<Self>,
+        key: &Key,
+        edns_size: Option<u16>,
+        reached: &AtomicBool,
+    ) -> Result<(), Cause> {
+        let connection = Trial(self.start(self.open_stream().await?));
+        reached.store(true, Ordering::Relaxed);
+        let place = self.take(Arc::clone(&connection.0));
         place.ask(key, edns_size).await.map_err(|Broken| Cause::Closed)?;
         {
             let mut state = self.usable();
-            if state.open.len() + state.opening < self.settings.connections.max {
-                state.open.push(connection);
+            if self.has_room(&state) {
+                state.open.push(Arc::clone(&connection.0));
             }
         }
         self.room();
         Ok(())
     }
 
-    /// A stream that takes queries.
+    /// A stream that takes queries. To be refused costs next to nothing, and the next one may lead to another server.
     async fn open_stream(&self) -> Result<Link, Cause> {
+        let mut left = CONNECTS_REFUSED;
+        loop {
+            left -= 1;
+            match self.open_stream_once().await {
+                Err((Cause::Connect, true)) if left > 0 => {}
+                Err((cause, _)) => return Err(cause),
+                Ok(link) => return Ok(link),
+            }
+        }
+    }
+
+    /// The same once; an error says whether it was quick.
+    async fn open_stream_once(&self) -> Result<Link, (Cause, bool)> {
         let connects = &self.counts.connects;
         let (counter, stream) = match timeout(CONNECT, self.settings.network.connect(self.addr)).await {
             Ok(Ok(stream)) => match &self.tls {
                 Some(tls) => match tls.handshake(stream).await {
                     Ok(stream) => (&connects.ok, Ok(stream)),
-                    Err(cause) => (&connects.tls, Err(cause)),
+                    Err(cause) => (&connects.tls, Err((cause, false))),
                 },
                 None => (&connects.ok, Ok(stream)),
             },
-            Ok(Err(_)) => (&connects.failed, Err(Cause::Connect)),
-            Err(_) => (&connects.timeout, Err(Cause::Connect)),
+            Ok(Err(_)) => (&connects.failed, Err((Cause::Connect, true))),
+            Err(_) => (&connects.timeout, Err((Cause::Connect, false))),
         };
         counter.add(1);
         stream
@@ -397,8 +431,8 @@ impl Connections {
 
     /// Opens one more in the background, as long as the bound allows it.
     fn open_another(self: &Arc<Self>, state: &mut State) {
-        let max = self.settings.connections.max;
-        if state.open.len() + state.opening < max && self.alive.load(Ordering::Relaxed) < 2 * max {
+        let most = 2 * self.settings.connections.max;
+        if self.has_room(state) && self.alive.load(Ordering::Relaxed) + state.opening < most {
             state.opening += 1;
             tokio::spawn(Arc::clone(self).open_one());
         }

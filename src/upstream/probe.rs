@@ -1,5 +1,6 @@
 //! Finding out whether a server that is passed over is back: at no client's expense, by a question of our own.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -9,19 +10,25 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Pool;
 use super::server::Server;
 
-/// A probe goes out this often, whether or not the one before has been answered: a server that is back is noticed
-/// within it. A SYN to one that is gone would be repeated after a second.
+/// The second probe follows the first after this, each further one after twice as long as the one before. Most servers
+/// that are passed over are back at once, and behind a ClusterIP the next connection may lead to one that works.
+const FIRST: Duration = Duration::from_millis(10);
+/// In the end a probe goes out this often, whether or not the one before has been answered: a server that is back is
+/// noticed within it. A SYN to one that is gone would be repeated after a second.
 const EVERY: Duration = Duration::from_millis(250);
 /// How long one is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// A server that has let a probe wait for so long is down, until it answers.
+/// A server that has let all probes wait for so long is down, until it answers.
 const DOWN: Duration = Duration::from_millis(500);
+/// The same if it takes connections and says nothing. It is there, and may only be busy with itself.
+const HUNG: Duration = Duration::from_secs(2);
 
 /// Probes a server until it answers, or until it or its pool is gone.
 pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
     let began = Instant::now();
-    let mut next = began;
+    let (mut next, mut pause) = (began, FIRST);
     let mut probes = FuturesUnordered::new();
+    let reached = Arc::new(AtomicBool::new(false));
     loop {
         {
             let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
@@ -29,14 +36,15 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
                 return;
             }
             let now = Instant::now();
-            if now >= began + DOWN {
+            let patience = if reached.load(Ordering::Relaxed) { HUNG } else { DOWN };
+            if now >= began + patience {
                 server.health.probe_failed();
             }
             if now >= next {
-                next = now + EVERY;
-                let key = pool.probe_key();
-                let asked = Arc::clone(&server);
-                probes.push(timeout(PATIENCE, async move { asked.probe(&key).await }));
+                next = now + pause;
+                pause = (pause * 2).min(EVERY);
+                let (key, asked, reached) = (pool.probe_key(), Arc::clone(&server), Arc::clone(&reached));
+                probes.push(timeout(PATIENCE, async move { asked.probe(&key, &reached).await }));
             }
         }
         tokio::select! {
@@ -44,7 +52,8 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
                 let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
                 match ended {
                     Ok(Ok(())) => return pool.is_back(&server),
-                    Ok(Err(_)) | Err(_) => server.health.probe_failed(),
+                    Ok(Err(_)) => server.health.probe_failed(),
+                    Err(_) => {} // the time that it has been away decides
                 }
             }
             () = sleep_until(next) => {}

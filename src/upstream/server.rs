@@ -1,7 +1,7 @@
 //! One server: its connections, and UDP where that comes first.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -318,16 +318,17 @@ impl Server {
         }
     }
 
-    /// Whether it answers at all: by a datagram, or by a new connection, which is kept if it does.
+    /// Whether it answers at all: by a datagram, or by a new connection, which is kept if it does. `reached` tells
+    /// that there was a connection.
     ///
     /// # Errors
     /// Why it does not.
-    pub async fn probe(&self, key: &Key) -> Result<(), Cause> {
+    pub async fn probe(&self, key: &Key, reached: &AtomicBool) -> Result<(), Cause> {
         if self.is_udp_first() {
             let sending = Sending::new(true);
             return self.ask_udp(key, Some(self.settings.edns_size), &sending).await.map(drop);
         }
-        self.connections.probe(key, Some(self.settings.edns_size)).await
+        self.connections.probe(key, Some(self.settings.edns_size), reached).await
     }
 
     /// Lets go of connections that nothing has used for a while, before the server does, and of those
