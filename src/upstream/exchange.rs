@@ -444,7 +444,7 @@ impl<'a> Asking<'a> {
             Cause::Malformed => {}
             Cause::Closed if worked => {}
             Cause::Busy => self.asked[done.server].tries = TRIES,
-            Cause::Connect | Cause::Certificate | Cause::Tls => {
+            Cause::Connect | Cause::Closed | Cause::Certificate | Cause::Tls => {
                 self.pool.has_failed(&self.servers[done.server], None)
             }
             _ => self.pool.has_failed(&self.servers[done.server], Some(done.started)),
