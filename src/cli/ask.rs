@@ -96,13 +96,7 @@ pub(super) fn stats(options: &Options) -> anyhow::Result<()> {
                 zone["failures"]
             );
             for server in zone["servers"].as_array().into_iter().flatten() {
-                let state = if server["failing"] == true { "failing" } else { "in use" };
-                println!(
-                    "  {}   {state}   connections {}   in flight {}",
-                    text(&server["server"]),
-                    server["connections"],
-                    server["in_flight"]
-                );
+                println!("  {}", text(&server["line"]));
             }
         }
         Ok(())

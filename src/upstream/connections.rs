@@ -171,6 +171,11 @@ impl Connections {
         self.usable().open.len()
     }
 
+    /// Queries that wait for room.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Queries whose answer is awaited, those that wait for room included.
     pub fn in_flight(&self) -> usize {
         let state = self.state();

@@ -193,14 +193,22 @@ impl<'a> Asking<'a> {
             }
         } else if !newest.hedged && waited >= server.pace.late_after() {
             newest.hedged = true;
-            if self.open.len() < AT_ONCE && self.pool.budget.spend() {
-                self.pool.hedges.sent.add(1);
-                self.ask_again(Why::Hedge);
-            } else {
-                self.pool.hedges.denied.add(1);
+            if self.open.len() < AT_ONCE {
+                self.hedge();
             }
         }
         self.plan();
+    }
+
+    /// Asks a second time, if the budget allows it and there is somebody to ask.
+    fn hedge(&mut self) {
+        if self.pool.budget.spend() {
+            if self.ask_again(Why::Hedge) {
+                self.pool.hedges.sent.increment(1);
+            }
+        } else if self.pool.definition.hedge.is_some() {
+            self.pool.hedges.denied.increment(1);
+        }
     }
 
     /// A try has failed. The one that it was to help is as late as before.
@@ -225,19 +233,21 @@ impl<'a> Asking<'a> {
         self.wake = newest.started + after;
     }
 
-    /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many.
-    fn ask_again(&mut self, why: Why) {
+    /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many. False
+    /// if there is nobody to ask.
+    fn ask_again(&mut self, why: Why) -> bool {
         if why == Why::Silent {
             for index in 0..self.open.len() {
                 self.judge(index);
             }
         }
-        let Some(index) = self.next() else { return };
+        let Some(index) = self.next() else { return false };
         if self.open.len() >= AT_ONCE {
             let oldest = self.open.remove(0);
             self.write_down(&oldest, Some(Cause::Timeout));
         }
         self.start(index, why);
+        true
     }
 
     /// The same for a datagram.
@@ -337,6 +347,7 @@ impl<'a> Asking<'a> {
         asked.since.get_or_insert(now);
         let errand = Errand { source: self.source, proof, deadline: self.deadline };
         self.tried += 1;
+        server.counts.tries[why as usize].add(1);
         let sent = Arc::clone(&sending);
         let answer = Box::pin(async move { server.ask(&key, &errand, &sent).await });
         self.open.push(Try {
@@ -376,7 +387,7 @@ impl<'a> Asking<'a> {
         };
         if failed.is_none() {
             if done.why == Why::Hedge {
-                self.pool.hedges.won.add(1);
+                self.pool.hedges.won.increment(1);
             }
             self.give_up(Some(done.server));
         }
@@ -462,6 +473,7 @@ impl<'a> Asking<'a> {
             server: Arc::clone(&server.label),
             why: done.why,
             sent: done.sending.sent(),
+            started: done.started,
             waited: done.sending.connection().map(|(_, at)| at.saturating_duration_since(done.started)),
             took: done.started.elapsed(),
             failed,

@@ -43,8 +43,14 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
             Some(ended) = probes.next() => {
                 let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
                 match ended {
-                    Ok(Ok(())) => return pool.is_back(&server),
-                    Ok(Err(_)) | Err(_) => server.health.probe_failed(),
+                    Ok(Ok(())) => {
+                        server.counts.probes.ok.add(1);
+                        return pool.is_back(&server);
+                    }
+                    Ok(Err(_)) | Err(_) => {
+                        server.counts.probes.failed.add(1);
+                        server.health.probe_failed();
+                    }
                 }
             }
             () = sleep_until(next) => {}

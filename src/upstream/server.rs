@@ -219,6 +219,11 @@ impl Server {
         self.connections.open()
     }
 
+    /// Queries that wait for room on its connections.
+    pub fn waiting(&self) -> usize {
+        self.connections.waiting()
+    }
+
     /// Asks it once, by the transport that comes first, and by TCP when UDP truncated the answer.
     ///
     /// # Errors
