@@ -87,6 +87,8 @@ type Call = oneshot::Sender<Result<Place, Cause>>;
 pub struct Place {
     connection: Arc<Connection>,
     all: Arc<Connections>,
+    /// Whether the connection had been used before.
+    reused: bool,
     /// Whether the query was handed over.
     asked: bool,
 }
@@ -95,6 +97,11 @@ impl Place {
     /// The connection.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    /// Whether the connection had carried queries before.
+    pub fn is_reused(&self) -> bool {
+        self.reused
     }
 
     /// Asks, and gives the response, whose ID and question match.
@@ -334,8 +341,9 @@ impl Connections {
     }
 
     fn take(self: &Arc<Self>, connection: Arc<Connection>) -> Place {
+        let reused = connection.is_used();
         connection.enter();
-        Place { connection, all: Arc::clone(self), asked: false }
+        Place { connection, all: Arc::clone(self), reused, asked: false }
     }
 
     /// There may be room: places go to those who wait.
