@@ -2,7 +2,7 @@
 
 pub mod control;
 mod trace;
-mod upstreams;
+pub mod upstreams;
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -177,7 +177,12 @@ impl Admin {
         }
         for zone in &self.resolver.view().zones {
             for server in zone.pool.servers().iter() {
-                let _ = writeln!(body, "zone {} upstream {}", zone.name, upstreams::line(server));
+                let _ = writeln!(
+                    body,
+                    "zone {} upstream {}",
+                    zone.name,
+                    upstreams::line(&upstreams::describe(server))
+                );
             }
         }
         for zone in &self.resolver.view().zones {

@@ -294,6 +294,8 @@ macro_rules! names {
         pub fn describe() {
             $(names!(@$kind $facade, $facade_help);)*
         }
+        #[cfg(test)]
+        const NAMES: &[&str] = &[$($facade_name,)* $($own_name,)*];
         $(#[doc = $own_help]
         pub const $own: Family = Family { name: $own_name, help: $own_help, kind: stringify!($own_kind) };)*
     };
@@ -345,4 +347,21 @@ names! {
 /// Sets the build's own series.
 pub fn publish_build() {
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_metric_stands_in_the_documentation_and_no_other() {
+        let documented: BTreeSet<&str> = include_str!("../docs/metrics.md")
+            .split(|letter: char| letter != '_' && !letter.is_ascii_alphanumeric())
+            .filter(|word| word.starts_with("nodens_"))
+            .collect();
+        let known: BTreeSet<&str> =
+            NAMES.iter().copied().chain([QUERY_DURATION, UPSTREAM_DURATION]).collect();
+        assert_eq!(documented, known);
+    }
 }

@@ -61,6 +61,9 @@ pub(super) async fn trace(name: &str, rtype: &str, resolver: &Arc<Resolver>) -> 
         }
     };
     let servers = zone.map(|zone| zone.pool.servers()).unwrap_or_default();
+    let unresolved = zone.map(|zone| zone.pool.unresolved()).unwrap_or_default();
+    let unresolved: Vec<Value> =
+        unresolved.into_iter().map(|(name, why)| json!({ "name": name.to_ascii(), "why": why })).collect();
     Ok(json!({
         "name": name.to_ascii(),
         "type": rtype.to_string(),
@@ -69,6 +72,7 @@ pub(super) async fn trace(name: &str, rtype: &str, resolver: &Arc<Resolver>) -> 
         "flight": told.flight(),
         "why": told.reason(zone, was_down),
         "tries": told.tries(began),
+        "unresolved": unresolved,
         "servers": servers.iter().map(|server| upstreams::describe(server)).collect::<Vec<_>>(),
         "took_us": told.took.as_micros() as u64,
         "message": told.told.message,

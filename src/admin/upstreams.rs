@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -118,73 +117,63 @@ fn pairs(labels: &[&'static str], counts: &[Counter]) -> Vec<(&'static str, u64)
     labels.iter().zip(counts).map(|(label, count)| (*label, count.value())).collect()
 }
 
-/// Whether a server is asked.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum State {
-    /// With this part of its share of queries: less than 1 for some seconds after it came back.
-    InUse(f64),
-    /// It fails, and is asked only where no other is left.
-    PassedOver(Duration),
-    /// It has not answered a probe either, and nobody asks it.
-    Down(Duration),
-}
-
-impl State {
-    /// A server's.
-    pub(super) fn of(server: &Server, now: Instant) -> Self {
-        match server.health.away(now) {
-            None => Self::InUse(server.health.share(now)),
-            Some((since, false)) => Self::PassedOver(since),
-            Some((since, true)) => Self::Down(since),
-        }
-    }
-
-    /// Its label in JSON.
-    fn label(self) -> &'static str {
-        match self {
-            Self::InUse(_) => "in_use",
-            Self::PassedOver(_) => "passed_over",
-            Self::Down(_) => "down",
-        }
-    }
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::InUse(share) if *share < 1.0 => {
-                write!(f, "in use again, {:.0} % of its share", share * 100.0)
-            }
-            Self::InUse(_) => write!(f, "in use"),
-            Self::PassedOver(since) => write!(f, "passed over for {:.1} s", since.as_secs_f64()),
-            Self::Down(since) => write!(f, "down for {:.1} s", since.as_secs_f64()),
-        }
-    }
-}
-
-/// One line about a server.
-pub(super) fn line(server: &Server) -> String {
-    let state = State::of(server, clock::now());
-    let (open, in_flight, waiting) = (server.open(), server.in_flight(), server.waiting());
-    format!("{}: {state}, {open} connections, {in_flight} in flight, {waiting} waiting", server.label)
-}
-
-/// The same as JSON, and as that line.
+/// A server: whether it is in use, passed over for its failures (asked only where no other is left), or down (a probe
+/// has failed too, and nobody asks it); since when; and what it has to do.
 pub(super) fn describe(server: &Server) -> Value {
-    let state = State::of(server, clock::now());
-    let (share, since) = match state {
-        State::InUse(share) => (share, None),
-        State::PassedOver(since) | State::Down(since) => (0.0, Some(since.as_secs_f64())),
+    let now = clock::now();
+    let (state, since) = match server.health.away(now) {
+        None => ("in_use", None),
+        Some((since, false)) => ("passed_over", Some(since.as_secs_f64())),
+        Some((since, true)) => ("down", Some(since.as_secs_f64())),
     };
     json!({
         "server": &*server.label,
-        "state": state.label(),
+        "state": state,
         "since_s": since,
-        "share": share,
+        // Of its share of queries: it grows for some seconds when a server is back.
+        "share": if since.is_none() { server.health.share(now) } else { 0.0 },
         "connections": server.open(),
         "in_flight": server.in_flight(),
         "waiting": server.waiting(),
         "late_after_us": server.pace.late_after().as_micros() as u64,
-        "line": line(server),
     })
+}
+
+/// The same in words.
+pub fn line(server: &Value) -> String {
+    let state = server["state"].as_str().unwrap_or_default().replace('_', " ");
+    let share = server["share"].as_f64().unwrap_or(1.0);
+    let state = match server["since_s"].as_f64() {
+        Some(since) => format!("{state} for {since:.1} s"),
+        None if share < 1.0 => format!("{state} again, {:.0} % of its share", share * 100.0),
+        None => state,
+    };
+    format!(
+        "{}: {state}, {} connections, {} in flight, {} waiting",
+        server["server"].as_str().unwrap_or_default(),
+        server["connections"],
+        server["in_flight"],
+        server["waiting"]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_since_when_a_server_is_away_or_how_much_of_its_share_it_gets() {
+        let line = |state: &str, since: Option<f64>, share: f64| {
+            line(&json!({
+                "server": "tcp://192.0.2.1:53", "state": state, "since_s": since, "share": share,
+                "connections": 2, "in_flight": 3, "waiting": 1,
+            }))
+        };
+        let rest = "2 connections, 3 in flight, 1 waiting";
+        assert_eq!(line("in_use", None, 1.0), format!("tcp://192.0.2.1:53: in use, {rest}"));
+        let again = format!("tcp://192.0.2.1:53: in use again, 25 % of its share, {rest}");
+        assert_eq!(line("in_use", None, 0.25), again);
+        let away = format!("tcp://192.0.2.1:53: passed over for 1.5 s, {rest}");
+        assert_eq!(line("passed_over", Some(1.5), 0.0), away);
+    }
 }

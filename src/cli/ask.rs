@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::CONTROL;
 use crate::admin::control::Request;
+use crate::admin::upstreams;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -96,7 +97,7 @@ pub(super) fn stats(options: &Options) -> anyhow::Result<()> {
                 zone["failures"]
             );
             for server in zone["servers"].as_array().into_iter().flatten() {
-                println!("  {}", text(&server["line"]));
+                println!("  {}", upstreams::line(server));
             }
         }
         Ok(())

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::ask::text;
 use super::query::{message_json, print_message};
+use crate::admin::upstreams;
 
 const HEAD: [&str; 8] = ["try", "after", "because", "server", "by", "waited", "answer in", "outcome"];
 
@@ -43,8 +44,14 @@ fn lines(trace: &Value) -> Vec<String> {
     let works = |server: &&Value| server["state"] == "in_use";
     let nobody_was_asked = tries.is_empty() && !trace["flight"].is_null();
     if nobody_was_asked || !servers.iter().all(|server| works(&server)) {
-        lines.extend(servers.iter().map(|server| format!("server {}", text(&server["line"]))));
+        lines.extend(servers.iter().map(|server| format!("server {}", upstreams::line(server))));
     }
+    let unresolved = array(&trace["unresolved"]).iter();
+    lines.extend(
+        unresolved.map(|name| {
+            format!("server name {}: not looked up ({})", text(&name["name"]), text(&name["why"]))
+        }),
+    );
     lines
 }
 
@@ -111,7 +118,7 @@ mod tests {
         let trace = json!({
             "zone": "example.com", "result": "joined", "flight": "joined", "why": null, "took_us": 1500,
             "tries": [one("first", -300, "overtaken"), one("hedge", 10_000, "answered")],
-            "servers": [{ "state": "in_use", "line": "not shown" }],
+            "servers": [{ "state": "in_use", "server": "not shown" }],
         });
         assert_eq!(
             lines(&trace),
@@ -129,10 +136,20 @@ mod tests {
     fn where_nobody_was_asked_the_servers_are_shown() {
         let trace = json!({
             "zone": ".", "result": "failure", "flight": "first", "why": "nobody was asked", "took_us": 100, "tries": [],
-            "servers": [{ "state": "down", "line": "tcp://192.0.2.1:53: down for 3.0 s" }],
+            "servers": [{
+                "server": "tcp://192.0.2.1:53", "state": "down", "since_s": 3.0, "share": 0.0,
+                "connections": 0, "in_flight": 0, "waiting": 0,
+            }],
+            "unresolved": [{ "name": "dns.example.", "why": "A NXDOMAIN" }],
         });
-        let expected =
-            ["zone .: failure in 0.1 ms", "nobody was asked", "server tcp://192.0.2.1:53: down for 3.0 s"];
-        assert_eq!(lines(&trace), expected);
+        assert_eq!(
+            lines(&trace),
+            [
+                "zone .: failure in 0.1 ms",
+                "nobody was asked",
+                "server tcp://192.0.2.1:53: down for 3.0 s, 0 connections, 0 in flight, 0 waiting",
+                "server name dns.example.: not looked up (A NXDOMAIN)",
+            ]
+        );
     }
 }

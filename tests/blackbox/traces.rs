@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 /// The trace of a name's A, as JSON.
-fn trace(agent: &Agent, name: &str) -> Value {
+pub(crate) fn trace(agent: &Agent, name: &str) -> Value {
     let tool = nodens(&["query", name, "A", "--trace", "--json", "--control", &agent.control()]);
     assert_eq!(tool.code, 0, "{}", tool.text());
     serde_json::from_str(&tool.stdout).expect("JSON")
