@@ -203,9 +203,9 @@ impl<'a> Asking<'a> {
     /// Asks a second time, if the budget allows it and there is somebody to ask.
     fn hedge(&mut self) {
         if self.pool.budget.spend() {
-            if self.ask_again(Why::Hedge) {
-                self.pool.hedges.sent.increment(1);
-            }
+            let before = self.tried;
+            self.ask_again(Why::Hedge);
+            self.pool.hedges.sent.increment((self.tried - before) as u64);
         } else if self.pool.definition.hedge.is_some() {
             self.pool.hedges.denied.increment(1);
         }
@@ -233,21 +233,19 @@ impl<'a> Asking<'a> {
         self.wake = newest.started + after;
     }
 
-    /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many. False
-    /// if there is nobody to ask.
-    fn ask_again(&mut self, why: Why) -> bool {
+    /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many.
+    fn ask_again(&mut self, why: Why) {
         if why == Why::Silent {
             for index in 0..self.open.len() {
                 self.judge(index);
             }
         }
-        let Some(index) = self.next() else { return false };
+        let Some(index) = self.next() else { return };
         if self.open.len() >= AT_ONCE {
             let oldest = self.open.remove(0);
             self.write_down(&oldest, Some(Cause::Timeout));
         }
         self.start(index, why);
-        true
     }
 
     /// The same for a datagram.

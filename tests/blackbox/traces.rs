@@ -175,6 +175,20 @@ fn where_no_server_works_nobody_is_asked_and_the_servers_say_why() {
 }
 
 #[test]
+fn a_name_that_cannot_be_looked_up_is_named_where_nobody_was_asked() {
+    let bootstrap = format!("tcp://127.0.0.1:{}", free_port());
+    let agent = Agent::start(&format!(
+        "zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"tcp://dns.example\"], bootstrap: [\"{bootstrap}\"], timeout: 300ms }}\n"
+    ));
+    let failed = trace(&agent, "name.example");
+    assert_eq!(failed["why"], "nobody was asked: no server of the zone works", "{failed}");
+    assert_eq!(failed["unresolved"][0]["name"], "dns.example.", "{failed}");
+    assert_eq!(failed["servers"].as_array().map(Vec::len), Some(0), "{failed}");
+    let text = shown(&agent, "other.example");
+    assert!(text.contains("server name dns.example.: not looked up (A connect; AAAA connect)"), "{text}");
+}
+
+#[test]
 fn a_stale_answer_that_came_before_the_servers_shows_what_became_of_the_tries() {
     let upstream = Upstream::scripted(|call| {
         let reply = address_reply(call.query, 1, "192.0.2.1");
