@@ -1,6 +1,8 @@
 //! Admin HTTP: `/metrics`, `/health`, `/ready`.
 
 pub mod control;
+mod trace;
+pub mod upstreams;
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -19,14 +21,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
+use upstreams::Upstreams;
 
 use crate::metrics::{self as names, Source};
 use crate::resolve::Resolver;
 use crate::resolve::view::Zone;
 use crate::serve::{Pulse, socket};
-use crate::upstream::Connects;
-use crate::upstream::server::Server;
-use crate::upstream::tls::Handshakes;
 use crate::upstream::{Attempt, Cause, apex};
 
 /// HTTP clients at one time; probes and a scraper are three.
@@ -177,14 +177,11 @@ impl Admin {
         }
         for zone in &self.resolver.view().zones {
             for server in zone.pool.servers().iter() {
-                let state = if server.health.is_passed_over() { "failing" } else { "in use" };
                 let _ = writeln!(
                     body,
-                    "zone {} upstream {}: {state}, {} connections, {} in flight",
+                    "zone {} upstream {}",
                     zone.name,
-                    server.label,
-                    server.open(),
-                    server.in_flight()
+                    upstreams::line(&upstreams::describe(server))
                 );
             }
         }
@@ -213,7 +210,7 @@ impl Admin {
         resolver.metrics.write(&mut page, view.zones.iter().map(|zone| &zone.metrics));
         resolver.metrics.write_durations(&mut page);
         write_zones(&mut page, &view.zones);
-        write_servers(&mut page, &view.zones);
+        Upstreams::of(&view.zones).write(&mut page);
         page
     }
 }
@@ -241,43 +238,6 @@ fn write_zones(page: &mut String, zones: &[Arc<Zone>]) {
         })
     });
     names::UPSTREAM_REQUESTS.write(page, requests);
-}
-
-fn write_servers(page: &mut String, zones: &[Arc<Zone>]) {
-    let mut servers: Vec<Arc<Server>> = Vec::new();
-    for server in zones.iter().flat_map(|zone| zone.pool.servers().to_vec()) {
-        // Two pools may hold the same server; its series must stand there once.
-        if !servers.iter().any(|known| known.label == server.label) {
-            servers.push(server);
-        }
-    }
-    let label = |server: &Server| format!("server=\"{}\"", server.label);
-    let open = |server: &Arc<Server>| (label(server), server.open() as u64);
-    names::UPSTREAM_CONNECTIONS.write(page, servers.iter().map(open));
-    let in_flight = |server: &Arc<Server>| (label(server), server.in_flight() as u64);
-    names::UPSTREAM_IN_FLIGHT.write(page, servers.iter().map(in_flight));
-    let writes = |server: &Arc<Server>| (label(server), server.counts.writes.value());
-    names::UPSTREAM_WRITES.write(page, servers.iter().map(writes));
-    let connects = servers.iter().flat_map(|server| {
-        let Connects { ok, failed, timeout, tls } = &server.counts.connects;
-        [("ok", ok), ("failed", failed), ("timeout", timeout), ("tls", tls)]
-            .map(|(result, count)| (format!("{},result=\"{result}\"", label(server)), count.value()))
-    });
-    names::UPSTREAM_CONNECTS.write(page, connects);
-    let private = servers.iter().filter_map(|server| Some((server, &server.tls.as_ref()?.handshakes)));
-    let handshakes = private.flat_map(|(server, Handshakes { full, resumed, failed })| {
-        [("full", full), ("resumed", resumed), ("failed", failed)]
-            .map(|(result, count)| (format!("{},result=\"{result}\"", label(server)), count.value()))
-    });
-    names::UPSTREAM_TLS_HANDSHAKES.write(page, handshakes);
-    let failures = servers.iter().flat_map(|server| {
-        let causes = Cause::LABELS.iter().zip(&server.counts.failures);
-        causes.map(|(cause, count)| (format!("{},cause=\"{cause}\"", label(server)), count.value()))
-    });
-    names::UPSTREAM_FAILURES.write(page, failures);
-    let durations = servers.iter().map(|server| (label(server), vec![&server.durations]));
-    let help = "Seconds from asking a server to its answer.";
-    names::write_histograms(page, names::UPSTREAM_DURATION, help, durations);
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

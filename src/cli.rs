@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod query;
 mod run;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

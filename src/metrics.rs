@@ -6,97 +6,15 @@
 //! that exist, so that its series leave with it, which the exporter cannot do. Everything else goes
 //! through the `metrics` facade.
 
-use std::fmt::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod count;
+
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use count::{Counter, Family, Histogram, write_histograms};
 use metrics::{describe_counter, describe_gauge, gauge};
 
 use crate::wire::rtype;
-
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `n`.
-    pub fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    /// Its value.
-    pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Buckets of every histogram: 10 µs · 2ⁿ, up to 5.2 s.
-const BUCKETS: usize = 20;
-
-/// Durations, counted in buckets.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    buckets: [Counter; BUCKETS + 1],
-    sum_ns: Counter,
-}
-
-impl Histogram {
-    /// Counts `n` equal durations.
-    pub fn observe(&self, duration: Duration, n: u64) {
-        let tens_of_us = duration.as_nanos().div_ceil(10_000).max(1);
-        let bucket = (u128::BITS - (tens_of_us - 1).leading_zeros()) as usize;
-        self.buckets[bucket.min(BUCKETS)].add(n);
-        self.sum_ns.add(n * duration.as_nanos() as u64);
-    }
-}
-
-/// A family of counters or gauges that is written here and not by the exporter.
-pub struct Family {
-    /// Its name.
-    pub name: &'static str,
-    /// What it means.
-    pub help: &'static str,
-    /// `counter` or `gauge`.
-    pub kind: &'static str,
-}
-
-impl Family {
-    /// Appends the family as Prometheus text. Labels come ready-made, values escaped.
-    pub fn write(&self, out: &mut String, series: impl Iterator<Item = (String, u64)>) {
-        let Self { name, help, kind } = self;
-        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in series {
-            let _ = writeln!(out, "{name}{{{labels}}} {value}");
-        }
-    }
-}
-
-/// Writes the histograms of one family, each the sum of its parts, as Prometheus text.
-pub fn write_histograms<'a>(
-    out: &mut String,
-    name: &str,
-    help: &str,
-    series: impl Iterator<Item = (String, Vec<&'a Histogram>)>,
-) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
-    for (labels, parts) in series {
-        let sum = |pick: &dyn Fn(&Histogram) -> &Counter| -> u64 {
-            parts.iter().map(|part| pick(part).value()).sum()
-        };
-        let mut total = 0;
-        for bucket in 0..=BUCKETS {
-            total += sum(&|part| &part.buckets[bucket]);
-            let bound = match bucket {
-                BUCKETS => "+Inf".to_owned(),
-                n => format!("{}", 1e-5 * f64::from(1u32 << n)),
-            };
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {total}");
-        }
-        let seconds = Duration::from_nanos(sum(&|part| &part.sum_ns)).as_secs_f64();
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {seconds}\n{name}_count{{{labels}}} {total}");
-    }
-}
 
 /// How a query came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,7 +141,20 @@ pub struct ZoneMetrics {
     pub misses: Counter,
     /// Entries refreshed ahead of their expiry.
     pub prefetches: Counter,
+    /// Queries sent, by server.
+    pub requests: Mutex<Vec<Requests>>,
     slots: Box<[ZoneSlot]>,
+}
+
+/// Queries sent to one server for a zone.
+#[derive(Debug, Clone)]
+pub struct Requests {
+    /// The server's label.
+    pub server: Arc<str>,
+    /// By UDP.
+    pub udp: u64,
+    /// By TCP, in a TLS stream or not.
+    pub tcp: u64,
 }
 
 impl ZoneMetrics {
@@ -285,6 +216,7 @@ impl Metrics {
             name: name.to_owned(),
             misses: Counter::default(),
             prefetches: Counter::default(),
+            requests: Mutex::default(),
             slots,
         })
     }
@@ -316,11 +248,11 @@ impl Metrics {
         DROPPED_TOTAL.write(
             out,
             DROPPED.iter().enumerate().map(|(index, (_, cause))| {
-                let sum = self.slots.iter().map(|slot| slot.dropped[index].value()).sum();
+                let sum: u64 = self.slots.iter().map(|slot| slot.dropped[index].value()).sum();
                 (format!("cause=\"{cause}\""), sum)
             }),
         );
-        let errors = self.slots.iter().map(|slot| slot.receive_errors.value()).sum();
+        let errors: u64 = self.slots.iter().map(|slot| slot.receive_errors.value()).sum();
         UDP_RECEIVE_ERRORS.write(out, [(String::new(), errors)].into_iter());
         let mut responses = Vec::new();
         for zone in zones.chain([&self.no_zone]) {
@@ -362,6 +294,8 @@ macro_rules! names {
         pub fn describe() {
             $(names!(@$kind $facade, $facade_help);)*
         }
+        #[cfg(test)]
+        const NAMES: &[&str] = &[$($facade_name,)* $($own_name,)*];
         $(#[doc = $own_help]
         pub const $own: Family = Family { name: $own_name, help: $own_help, kind: stringify!($own_kind) };)*
     };
@@ -381,6 +315,7 @@ names! {
     facade gauge FLIGHTS = "nodens_flights": "Distinct questions being asked upstream.";
     facade gauge WAITERS = "nodens_waiters": "Clients waiting for a flight.";
     facade counter FLIGHT_JOINS = "nodens_flight_joins_total": "Queries that joined a flight already under way.";
+    facade counter HEDGES = "nodens_hedges_total": "Second queries for answers that were later than usual: sent, won because theirs was the answer that counted, denied for want of budget.";
     facade counter FLIGHTS_REFUSED = "nodens_flights_refused_total": "Queries refused at the bound of flights or waiters, or at their source's share of them, by reason.";
     facade gauge TCP_CONNECTIONS = "nodens_tcp_connections": "TCP clients connected.";
     facade gauge BUILD_INFO = "nodens_build_info": "1, labelled with the version.";
@@ -395,9 +330,15 @@ names! {
     own counter PREFETCHES = "nodens_prefetches_total": "Entries refreshed ahead of their expiry, by zone.";
     own gauge STALE_SINCE = "nodens_stale_since_seconds": "Unix time at which a zone's upstreams began to fail; 0 while they answer.";
     own counter UPSTREAM_REQUESTS = "nodens_upstream_requests_total": "Queries sent upstream, by zone, server and transport.";
-    own counter UPSTREAM_FAILURES = "nodens_upstream_failures_total": "Tries that failed, by server and cause.";
+    own counter UPSTREAM_TRIES = "nodens_upstream_tries_total": "Tries at a server, by why: the first of a question, after one that failed, a hedge for a late one, or instead of one gone silent.";
+    own counter UPSTREAM_FAILURES = "nodens_upstream_failures_total": "Tries without a good answer, by server and cause; given_up and timeout include those that another try overtook.";
+    own gauge UPSTREAM_UP = "nodens_upstream_up": "1 while a server is in use, 0 while it is passed over for its failures and probed.";
+    own counter UPSTREAM_EJECTIONS = "nodens_upstream_ejections_total": "Times that a server came to be passed over for its failures.";
+    own counter UPSTREAM_PROBES = "nodens_upstream_probes_total": "The agent's own questions to a server that is passed over, by result.";
+    own gauge UPSTREAM_LATE = "nodens_upstream_late_seconds": "Age at which a server's answer is late and a hedge may go out; 1 until enough answers have come.";
+    own gauge UPSTREAM_IN_FLIGHT = "nodens_upstream_in_flight": "Queries whose answer is awaited from a server, those in its queue included.";
+    own gauge UPSTREAM_QUEUE = "nodens_upstream_queue": "Queries that wait for room on a server's connections, or for a connection to open.";
     own gauge UPSTREAM_CONNECTIONS = "nodens_upstream_connections": "Open connections to a server.";
-    own gauge UPSTREAM_IN_FLIGHT = "nodens_upstream_in_flight": "Queries in flight to a server.";
     own counter UPSTREAM_CONNECTS = "nodens_upstream_connects_total": "Connections tried, by server and result.";
     own counter UPSTREAM_TLS_HANDSHAKES = "nodens_upstream_tls_handshakes_total": "TLS handshakes, by server and result; a resumed one costs less.";
     own counter UPSTREAM_WRITES = "nodens_upstream_writes_total": "Write calls on a server's connections; several queries share one.";
@@ -411,24 +352,16 @@ pub fn publish_build() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
-    fn durations_fall_into_the_first_bucket_that_holds_them() {
-        let histogram = Histogram::default();
-        for us in [0, 1, 10, 11, 20, 21, 10_000_000] {
-            histogram.observe(Duration::from_micros(us), 1);
-        }
-        let mut out = String::new();
-        write_histograms(
-            &mut out,
-            "h",
-            "help",
-            [("a=\"b\"".to_owned(), vec![&histogram, &histogram])].into_iter(),
-        );
-        assert!(out.contains("h_bucket{a=\"b\",le=\"0.00001\"} 6\n"), "{out}");
-        assert!(out.contains("h_bucket{a=\"b\",le=\"0.00002\"} 10\n"), "{out}");
-        assert!(out.contains("le=\"0.00004\"} 12\n"), "{out}");
-        assert!(out.contains("le=\"5.24288\"} 12\n"), "{out}");
-        assert!(out.contains("le=\"+Inf\"} 14\nh_sum{a=\"b\"} 20.000126\nh_count{a=\"b\"} 14\n"), "{out}");
+    fn every_metric_stands_in_the_documentation_and_no_other() {
+        let documented: BTreeSet<&str> = include_str!("../docs/metrics.md")
+            .split(|letter: char| letter != '_' && !letter.is_ascii_alphanumeric())
+            .filter(|word| word.starts_with("nodens_"))
+            .collect();
+        let known: BTreeSet<&str> =
+            NAMES.iter().copied().chain([QUERY_DURATION, UPSTREAM_DURATION]).collect();
+        assert_eq!(documented, known);
     }
 }

@@ -17,14 +17,18 @@ use arc_swap::ArcSwap;
 use echo::Echoes;
 use flight::{Asked, Flights, Joined, ReplyTo, Waiter};
 use metrics::counter;
+use share::Bound;
+use tokio::sync::oneshot;
 use view::{Target, View, Zone};
 
 use crate::cache::Cache;
 use crate::cache::entry::{Entry, Style, Ttls};
 use crate::cache::failure::Failures;
 use crate::cache::front::Front;
+use crate::clock;
 use crate::config::Limits;
 use crate::metrics::{Dropped, FLIGHT_JOINS, FLIGHTS_REFUSED, Metrics, Source, Transport};
+use crate::upstream::Attempt;
 use crate::wire::edns::ExtendedError;
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::{OurEdns, Query, Reject, write_header_only};
@@ -61,6 +65,26 @@ pub struct Miss {
     zone: Arc<Zone>,
     asked: Asked,
     expired: Option<Arc<Entry>>,
+}
+
+impl Miss {
+    /// What its flight is known by.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
+/// How the client of a miss gets its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// From the flight that it started.
+    First,
+    /// From a flight that was under way.
+    Joined,
+    /// Not at all: the flight is late, and it has been given a stale answer.
+    Late,
+    /// Not at all: a bound was reached.
+    Refused(Bound),
 }
 
 /// Everything that answers queries.
@@ -249,25 +273,38 @@ impl Resolver {
     }
 
     /// Lets the client of a miss wait: for the flight of its key, which starts if there is none.
-    /// True if there was one.
     #[expect(clippy::boxed_local, reason = "as it stands in `Step`")]
-    pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) -> bool {
+    pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) -> Waits {
         let Miss { key, zone, asked, expired } = *miss;
         let stale =
             expired.as_ref().is_some_and(|entry| zone.may_serve_stale(entry, asked.received).is_some());
         match self.flights.join(&key, Waiter { asked, to }, stale) {
             Joined::First(source) => {
                 self.runtime.spawn(Arc::clone(self).fly(key, zone, source, expired));
-                return false;
+                Waits::First
             }
-            Joined::Waiting => self.joins.increment(1),
-            Joined::Late(waiter) => self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]),
+            Joined::Waiting => {
+                self.joins.increment(1);
+                Waits::Joined
+            }
+            Joined::Late(waiter) => {
+                self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]);
+                Waits::Late
+            }
             Joined::Full(waiter, bound) => {
                 counter!(FLIGHTS_REFUSED, "reason" => bound.label()).increment(1);
                 self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]);
+                Waits::Refused(bound)
             }
         }
-        true
+    }
+
+    /// Lets somebody wait for the end of a flight, for the tries that it made. False if it has ended.
+    pub fn attend(&self, key: &Key, packet: &[u8], ours: OurEdns, to: oneshot::Sender<Vec<Attempt>>) -> bool {
+        Query::parse(packet).is_ok_and(|query| {
+            let asked = Asked::new(&query, ours, clock::now());
+            self.flights.attend(key, Waiter { asked, to: ReplyTo::Witness(to) })
+        })
     }
 
     /// Asks for a key behind the answer that was just given.

@@ -25,6 +25,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use exchange::Asking;
 use hickory_proto::rr::Name;
+use metrics::counter;
 use names::Names;
 use pace::Budget;
 use queue::Source;
@@ -36,7 +37,7 @@ use transport::{Kernel, Network};
 
 use crate::clock;
 use crate::config;
-use crate::metrics::{Counter, Transport};
+use crate::metrics::{Counter, HEDGES, Transport};
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::Query;
 use crate::wire::response::Answer;
@@ -117,19 +118,39 @@ pub struct Counts {
     pub writes: Counter,
     /// Tries that failed, by [`Cause::index`].
     pub failures: [Counter; Cause::LABELS.len()],
+    /// Tries begun, by [`Why::label`].
+    pub tries: [Counter; Why::LABELS.len()],
     /// Times that it was passed over for its failures.
     pub ejections: Counter,
+    /// Probes that ended while it was passed over.
+    pub probes: Probes,
 }
 
-/// Hedges of a pool.
+/// Probes, by result.
 #[derive(Debug, Default)]
-pub struct Hedges {
+pub struct Probes {
+    /// Answered.
+    pub ok: Counter,
+    /// Not answered in time, or no connection.
+    pub failed: Counter,
+}
+
+/// Hedges. They are counted for all pools together, those that are gone included: a reload must not make the sums
+/// smaller.
+struct Hedges {
     /// Sent.
-    pub sent: Counter,
+    sent: metrics::Counter,
     /// Answered before the query that was late.
-    pub won: Counter,
+    won: metrics::Counter,
     /// Not sent for want of budget.
-    pub denied: Counter,
+    denied: metrics::Counter,
+}
+
+impl Hedges {
+    fn new() -> Self {
+        let of = |result: &'static str| counter!(HEDGES, "result" => result);
+        Self { sent: of("sent"), won: of("won"), denied: of("denied") }
+    }
 }
 
 /// Connections tried, by result.
@@ -172,14 +193,12 @@ pub enum Why {
 }
 
 impl Why {
-    /// Its label in traces.
+    /// The labels of all reasons in metrics and traces.
+    pub const LABELS: [&'static str; 4] = ["first", "failed", "hedge", "silent"];
+
+    /// Its label.
     pub fn label(self) -> &'static str {
-        match self {
-            Self::First => "first",
-            Self::Failed => "failed",
-            Self::Hedge => "hedge",
-            Self::Silent => "silent",
-        }
+        Self::LABELS[self as usize]
     }
 }
 
@@ -192,6 +211,8 @@ pub struct Attempt {
     pub why: Why,
     /// What was sent.
     pub sent: Sent,
+    /// When it began.
+    pub started: Instant,
     /// How long it waited for a place on a connection, if it got one.
     pub waited: Option<Duration>,
     /// From asking to the end of the try.
@@ -244,7 +265,7 @@ pub struct Pool {
     /// Of second queries.
     budget: Budget,
     /// Those that were sent.
-    pub hedges: Hedges,
+    hedges: Hedges,
     /// What probes ask for.
     probe: ArcSwap<Key>,
     me: Weak<Self>,
@@ -287,7 +308,7 @@ impl Pool {
             generation: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             answers: AtomicU64::new(0),
-            hedges: Hedges::default(),
+            hedges: Hedges::new(),
             probe: ArcSwap::from_pointee(apex(&[0])),
             me: Weak::clone(me),
             unusable,

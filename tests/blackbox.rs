@@ -53,7 +53,11 @@ mod single_flight;
 mod tcp_clients;
 #[path = "blackbox/tls.rs"]
 mod tls;
+#[path = "blackbox/traces.rs"]
+mod traces;
 #[path = "blackbox/truncation.rs"]
 mod truncation;
 #[path = "blackbox/upstream.rs"]
 mod upstream;
+#[path = "blackbox/upstream_metrics.rs"]
+mod upstream_metrics;

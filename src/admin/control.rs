@@ -11,26 +11,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Question};
+use hickory_proto::op::Message;
 use hickory_proto::rr::{Name, RecordType};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::oneshot;
 
-use super::Readiness;
+use super::trace::trace;
+use super::{Readiness, upstreams};
 use crate::cache::entry::Entry;
-use crate::cache::front::Front;
 use crate::cache::is_under;
-use crate::metrics::{Source, Transport};
-use crate::resolve::flight::ReplyTo;
+use crate::metrics::Source;
+use crate::resolve::Resolver;
 use crate::resolve::local::{self, plain};
-use crate::resolve::{Client, Resolver, Step};
-use crate::upstream::Attempt;
 use crate::wire::key::Key;
 use crate::wire::name::display;
-use crate::wire::query::OurEdns;
 use crate::wire::response::Kind;
 
 /// Longest request.
@@ -181,19 +177,8 @@ pub fn stats(resolver: &Resolver) -> Value {
         .zones
         .iter()
         .map(|zone| {
-            let servers: Vec<Value> = zone
-                .pool
-                .servers()
-                .iter()
-                .map(|server| {
-                    json!({
-                        "server": &*server.label,
-                        "connections": server.open(),
-                        "in_flight": server.in_flight(),
-                        "failing": server.health.is_passed_over(),
-                    })
-                })
-                .collect();
+            let servers: Vec<Value> =
+                zone.pool.servers().iter().map(|server| upstreams::describe(server)).collect();
             json!({
                 "zone": zone.name,
                 "hits": zone.metrics.answered(Source::Hit),
@@ -243,61 +228,6 @@ fn describe(key: &Key, entry: &Entry, now: Instant) -> Value {
         "life_s": entry.life(),
         "remaining_s": remaining,
         "records": records,
-    })
-}
-
-/// Resolves as for a client, and says how the answer came about.
-async fn trace(name: &str, rtype: &str, resolver: &Arc<Resolver>) -> Result<Value, String> {
-    let mut name = Name::from_utf8(name).map_err(|error| format!("{name}: {error}"))?;
-    name.set_fqdn(true);
-    let rtype = parse_type(rtype)?;
-    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
-    message.metadata.recursion_desired = true;
-    message.edns = Some(Edns::new());
-    message.add_query(Question::query(name.clone(), rtype));
-    let packet = message.to_vec().map_err(|error| error.to_string())?;
-    let client = Client {
-        slot: resolver.metrics.shared(),
-        transport: Transport::Tcp,
-        ipv6: false,
-        allowed: true,
-        ours: OurEdns { size: resolver.view().edns_size, keepalive: Some(0) },
-    };
-    let started = Instant::now();
-    let mut out = Vec::new();
-    let view = resolver.view();
-    let zone = view.zone_of(&name).map(|zone| zone.name.clone());
-    let step = resolver.handle(&view, &client, &packet, started, &mut Front::none(), &mut out);
-    drop(view);
-    let (result, attempts) = match step {
-        Step::Reply(source) => (source.label(), Vec::new()),
-        Step::Drop(_) => return Err("the query was dropped".to_owned()),
-        Step::Wait(miss) => {
-            let (asker, answer) = oneshot::channel();
-            let joined = resolver.wait(miss, ReplyTo::Trace(asker));
-            let (reply, attempts) = answer.await.map_err(|_| "the flight was lost".to_owned())?;
-            out = reply;
-            (if joined { "joined" } else { "miss" }, attempts)
-        }
-    };
-    let attempts: Vec<Value> = attempts.iter().map(describe_attempt).collect();
-    Ok(json!({
-        "zone": zone,
-        "result": result,
-        "attempts": attempts,
-        "took_us": started.elapsed().as_micros() as u64,
-        "message": out,
-    }))
-}
-
-fn describe_attempt(attempt: &Attempt) -> Value {
-    json!({
-        "server": &*attempt.server,
-        "udp": attempt.sent.udp > 0,
-        "tcp": attempt.sent.tcp > 0,
-        "connection": if attempt.sent.reused { "reused" } else { "new" },
-        "took_us": attempt.took.as_micros() as u64,
-        "failed": attempt.failed.map(|cause| cause.label()),
     })
 }
 

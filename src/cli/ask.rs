@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::CONTROL;
 use crate::admin::control::Request;
+use crate::admin::upstreams;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(45);
@@ -96,13 +97,7 @@ pub(super) fn stats(options: &Options) -> anyhow::Result<()> {
                 zone["failures"]
             );
             for server in zone["servers"].as_array().into_iter().flatten() {
-                let state = if server["failing"] == true { "failing" } else { "in use" };
-                println!(
-                    "  {}   {state}   connections {}   in flight {}",
-                    text(&server["server"]),
-                    server["connections"],
-                    server["in_flight"]
-                );
+                println!("  {}", upstreams::line(server));
             }
         }
         Ok(())

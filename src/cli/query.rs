@@ -9,7 +9,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use serde_json::{Value, json};
 
-use super::ask::{self, text};
+use super::{ask, trace};
 use crate::admin::control::{Request, parse_type};
 use crate::config::LINK_LOCAL_LISTEN;
 use crate::wire::rcode;
@@ -55,7 +55,7 @@ pub(super) fn query(options: &Options) -> anyhow::Result<()> {
     let rtype = parse_type(&options.rtype).map_err(anyhow::Error::msg)?;
     if options.trace {
         let request = Request::Trace { name: name.clone(), rtype: options.rtype.clone() };
-        return ask::ask(&options.ask.control, &request, |trace| print_trace(&trace, options.ask.json));
+        return ask::ask(&options.ask.control, &request, |trace| trace::print(&trace, options.ask.json));
     }
     let mut name = Name::from_utf8(name).with_context(|| name.clone())?;
     name.set_fqdn(true);
@@ -127,7 +127,7 @@ fn ask_tcp(server: SocketAddr, packet: &[u8]) -> anyhow::Result<Message> {
     Message::from_vec(&reply).context("the answer breaks the format")
 }
 
-fn print_message(message: &Message) {
+pub(super) fn print_message(message: &Message) {
     let meta = &message.metadata;
     let flags = [
         (meta.authoritative, "aa"),
@@ -156,7 +156,7 @@ fn print_message(message: &Message) {
     println!();
 }
 
-fn message_json(message: &Message, took: Option<Duration>) -> Value {
+pub(super) fn message_json(message: &Message, took: Option<Duration>) -> Value {
     let lines = |records: &[hickory_proto::rr::Record]| -> Vec<String> {
         records.iter().map(ToString::to_string).collect()
     };
@@ -167,38 +167,4 @@ fn message_json(message: &Message, took: Option<Duration>) -> Value {
         "additionals": lines(&message.additionals),
         "took_us": took.map(|took| took.as_micros() as u64),
     })
-}
-
-fn print_trace(trace: &Value, as_json: bool) -> anyhow::Result<()> {
-    let bytes: Vec<u8> = serde_json::from_value(trace["message"].clone())?;
-    let message = Message::from_vec(&bytes).context("the answer breaks the format")?;
-    if as_json {
-        let mut trace = trace.clone();
-        trace["message"] = message_json(&message, None);
-        println!("{trace}");
-        return Ok(());
-    }
-    print_message(&message);
-    println!(";; zone {}: {} in {} ms", text(&trace["zone"]), text(&trace["result"]), ms(&trace["took_us"]));
-    for (index, attempt) in trace["attempts"].as_array().into_iter().flatten().enumerate() {
-        let outcome = attempt["failed"].as_str().unwrap_or("answered");
-        let stream = if text(&attempt["server"]).starts_with("tls://") { "TLS" } else { "TCP" };
-        let transport = match (attempt["udp"] == true, attempt["tcp"] == true) {
-            (true, true) => format!("UDP, then {stream}"),
-            (true, false) => "UDP".to_owned(),
-            (false, true) => format!("{} {stream} connection", text(&attempt["connection"])),
-            (false, false) => "nothing sent".to_owned(),
-        };
-        println!(
-            ";; try {}: {} by {transport}: {outcome} after {} ms",
-            index + 1,
-            text(&attempt["server"]),
-            ms(&attempt["took_us"])
-        );
-    }
-    Ok(())
-}
-
-fn ms(us: &Value) -> f64 {
-    us.as_f64().unwrap_or(0.0) / 1e3
 }

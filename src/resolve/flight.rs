@@ -9,6 +9,7 @@ use socket2::SockRef;
 use tokio::sync::oneshot;
 
 use super::share::{Bound, Taken};
+use crate::metrics;
 use crate::upstream::Attempt;
 use crate::upstream::queue::Source;
 use crate::wire::edns::Edns;
@@ -73,19 +74,35 @@ pub enum ReplyTo {
     /// A TCP client.
     Stream(Arc<dyn Outlet>),
     /// Somebody who wants to know how it came about.
-    Trace(oneshot::Sender<(Vec<u8>, Vec<Attempt>)>),
+    Trace(oneshot::Sender<Told>),
+    /// Somebody who has an answer, and wants to know what becomes of the flight.
+    Witness(oneshot::Sender<Vec<Attempt>>),
+}
+
+/// An answer, and how it came about.
+#[derive(Debug)]
+pub struct Told {
+    /// The answer.
+    pub message: Vec<u8>,
+    /// Where it came from.
+    pub source: metrics::Source,
+    /// The tries that have ended.
+    pub attempts: Vec<Attempt>,
 }
 
 impl ReplyTo {
     /// Sends a message. False if it was lost: a full socket buffer, or a client that has gone.
-    pub fn send(self, message: &[u8], attempts: &[Attempt]) -> bool {
+    pub fn send(self, message: &[u8], source: metrics::Source, attempts: &[Attempt]) -> bool {
         match self {
             Self::Udp { socket, peer, .. } => {
                 let socket = SockRef::from(&*socket);
                 socket.send_to_with_flags(message, &peer.into(), libc::MSG_DONTWAIT).is_ok()
             }
             Self::Stream(client) => client.deliver(message),
-            Self::Trace(asker) => asker.send((message.to_vec(), attempts.to_vec())).is_ok(),
+            Self::Trace(asker) => {
+                asker.send(Told { message: message.to_vec(), source, attempts: attempts.to_vec() }).is_ok()
+            }
+            Self::Witness(asker) => asker.send(attempts.to_vec()).is_ok(),
         }
     }
 }
@@ -117,7 +134,7 @@ impl Waiter {
         match &self.to {
             ReplyTo::Udp { peer, .. } => Some(peer.ip()),
             ReplyTo::Stream(client) => client.source(),
-            ReplyTo::Trace(_) => None,
+            ReplyTo::Trace(_) | ReplyTo::Witness(_) => None,
         }
     }
 }
@@ -213,6 +230,17 @@ impl Flights {
                 Err(bound) => Joined::Full(waiter, bound),
             },
         }
+    }
+
+    /// Lets somebody wait for the end of a flight, late or not. False if there is none.
+    pub fn attend(&self, key: &Key, waiter: Waiter) -> bool {
+        let flights = &mut *self.lock();
+        let Some(flight) = flights.by_key.get_mut(key) else { return false };
+        let source = waiter.source();
+        if flight.add(waiter) {
+            flights.waiters.add(source);
+        }
+        true
     }
 
     /// Opens a flight of the agent's own, that nobody waits for yet. False if there is one, or no room.

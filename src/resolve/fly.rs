@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Resolver;
-use super::flight::Waiter;
+use super::flight::{ReplyTo, Waiter};
 use super::view::Zone;
 use crate::cache::entry::{Entry, Style, Ttls};
 use crate::cache::failure::Cause;
@@ -128,11 +128,15 @@ impl Resolver {
         write: impl FnOnce(&Query<'_>, OurEdns, &mut Vec<u8>) -> (Source, u16),
     ) {
         let Waiter { asked, to } = waiter;
+        if matches!(to, ReplyTo::Witness(_)) {
+            let _ = to.send(&[], Source::Miss, attempts); // no answer, so nothing to count
+            return;
+        }
         let shared = self.metrics.shared();
         let mut out = Vec::with_capacity(512);
         let (source, code) = write(&asked.query(), asked.ours, &mut out);
         zone.metrics.response(shared, source, code);
-        if !to.send(&out, attempts) {
+        if !to.send(&out, source, attempts) {
             self.metrics.slot(shared).dropped(Dropped::Send);
         }
         let took = clock::now().saturating_duration_since(asked.received);

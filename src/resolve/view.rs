@@ -1,7 +1,7 @@
 //! What a reload replaces at once: zones with their policies, hosts, and how answers look.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hickory_proto::rr::Name;
@@ -11,7 +11,7 @@ use crate::cache::entry::{Entry, Style, Ttls};
 use crate::cache::failure::{self, Times};
 use crate::cache::lifetime::Bounds;
 use crate::config::{self, Prefetch, Stale, StaleMode};
-use crate::metrics::{Transport, ZoneMetrics};
+use crate::metrics::{Requests, Transport, ZoneMetrics};
 use crate::upstream::{Attempt, Pool};
 use crate::wire::class;
 use crate::wire::edns::ExtendedError;
@@ -130,18 +130,6 @@ pub struct Zone {
     pub times: Times,
     /// Unix seconds since which nothing has answered; 0 while something does.
     failing_since: AtomicU64,
-    requests: Mutex<Vec<Requests>>,
-}
-
-/// Queries sent to one server for a zone.
-#[derive(Debug, Clone)]
-pub struct Requests {
-    /// The server's label.
-    pub server: Arc<str>,
-    /// By UDP.
-    pub udp: u64,
-    /// By TCP.
-    pub tcp: u64,
 }
 
 /// An expired entry that may go out.
@@ -176,7 +164,6 @@ impl Zone {
                 recheck: policy.stale.as_ref().map_or(Duration::ZERO, |stale| stale.failure_recheck),
             },
             failing_since: AtomicU64::new(0),
-            requests: Mutex::default(),
             name,
         }
     }
@@ -209,7 +196,7 @@ impl Zone {
     /// Counts what was sent upstream. Servers that have left make room for one that is new, so that no more are
     /// kept than there are at a time.
     pub fn count(&self, attempts: &[Attempt]) {
-        let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.counted();
         for attempt in attempts {
             let index = known.iter().position(|known| known.server == attempt.server).unwrap_or_else(|| {
                 self.forget_gone(&mut known);
@@ -227,9 +214,13 @@ impl Zone {
 
     /// Queries sent so far, to the servers that the zone has now.
     pub fn requests(&self) -> Vec<Requests> {
-        let mut known = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.counted();
         self.forget_gone(&mut known);
         known.clone()
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Vec<Requests>> {
+        self.metrics.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn forget_gone(&self, known: &mut Vec<Requests>) {
@@ -271,6 +262,7 @@ mod tests {
             server: server.into(),
             why: Why::First,
             sent,
+            started: tokio::time::Instant::now(),
             waited: None,
             took: Duration::ZERO,
             failed: None,
@@ -294,7 +286,7 @@ mod tests {
                 attempt(&format!("tcp://198.51.100.{}:{}", n % 250, n)),
                 attempt("tcp://192.0.2.1:53"),
             ]);
-            assert!(zone.requests.lock().unwrap().len() <= 3);
+            assert!(zone.counted().len() <= 3);
         }
         let counted: Vec<_> =
             zone.requests().into_iter().map(|sent| (sent.server.to_string(), sent.tcp)).collect();

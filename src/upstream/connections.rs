@@ -94,6 +94,8 @@ type Call = oneshot::Sender<Result<Place, Cause>>;
 pub struct Place {
     connection: Arc<Connection>,
     all: Arc<Connections>,
+    /// Whether the connection had been used before.
+    reused: bool,
     /// Whether the query was handed over.
     asked: bool,
 }
@@ -102,6 +104,11 @@ impl Place {
     /// The connection.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    /// Whether the connection had carried queries before.
+    pub fn is_reused(&self) -> bool {
+        self.reused
     }
 
     /// Asks, and gives the response, whose ID and question match.
@@ -187,6 +194,11 @@ impl Connections {
     /// Open connections.
     pub fn open(&self) -> usize {
         self.usable().open.len()
+    }
+
+    /// Queries that wait for room.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Queries whose answer is awaited, those that wait for room included.
@@ -392,8 +404,9 @@ impl Connections {
     }
 
     fn take(self: &Arc<Self>, connection: Arc<Connection>) -> Place {
+        let reused = connection.is_used();
         connection.enter();
-        Place { connection, all: Arc::clone(self), asked: false }
+        Place { connection, all: Arc::clone(self), reused, asked: false }
     }
 
     /// There may be room: places go to those who wait.

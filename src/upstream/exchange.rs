@@ -204,14 +204,22 @@ impl<'a> Asking<'a> {
             }
         } else if !newest.hedged && waited >= server.pace.late_after() {
             newest.hedged = true;
-            if self.open.len() < AT_ONCE && self.pool.budget.spend() {
-                self.pool.hedges.sent.add(1);
-                self.ask_again(Why::Hedge);
-            } else {
-                self.pool.hedges.denied.add(1);
+            if self.open.len() < AT_ONCE {
+                self.hedge();
             }
         }
         self.plan();
+    }
+
+    /// Asks a second time, if the budget allows it and there is somebody to ask.
+    fn hedge(&mut self) {
+        if self.pool.budget.spend() {
+            let before = self.tried;
+            self.ask_again(Why::Hedge);
+            self.pool.hedges.sent.increment((self.tried - before) as u64);
+        } else if self.pool.definition.hedge.is_some() {
+            self.pool.hedges.denied.increment(1);
+        }
     }
 
     /// A try has failed. The one that it was to help is as late as before.
@@ -373,6 +381,7 @@ impl<'a> Asking<'a> {
         asked.since.get_or_insert(now);
         let errand = Errand { source: self.source, proof, deadline: self.deadline };
         self.tried += 1;
+        server.counts.tries[why as usize].add(1);
         let sent = Arc::clone(&sending);
         let answer = Box::pin(async move { server.ask(&key, &errand, &sent).await });
         self.open.push(Try {
@@ -412,7 +421,7 @@ impl<'a> Asking<'a> {
         };
         if failed.is_none() {
             if done.why == Why::Hedge {
-                self.pool.hedges.won.add(1);
+                self.pool.hedges.won.increment(1);
             }
             self.give_up(Some(done.server));
         }
@@ -503,6 +512,7 @@ impl<'a> Asking<'a> {
             server: Arc::clone(&server.label),
             why: done.why,
             sent: done.sending.sent(),
+            started: done.started,
             waited: done.sending.connection().map(|(_, at)| at.saturating_duration_since(done.started)),
             took: done.started.elapsed(),
             failed,

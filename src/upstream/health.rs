@@ -87,6 +87,14 @@ impl Health {
         matches!(*self.standing(), Standing::PassedOver { down: true, .. })
     }
 
+    /// How long it has been passed over, if it is, and whether it is down.
+    pub fn away(&self, now: Instant) -> Option<(Duration, bool)> {
+        match *self.standing() {
+            Standing::PassedOver { since, down } => Some((now.saturating_duration_since(since), down)),
+            Standing::Working { .. } => None,
+        }
+    }
+
     /// The part of its share of queries that it should get, up to 1.
     pub fn share(&self, now: Instant) -> f64 {
         match *self.standing() {

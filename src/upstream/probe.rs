@@ -51,9 +51,16 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
             Some(ended) = probes.next() => {
                 let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
                 match ended {
-                    Ok(Ok(())) => return pool.is_back(&server),
-                    Ok(Err(_)) => server.health.probe_failed(),
-                    Err(_) => {} // the time that it has been away decides
+                    Ok(Ok(())) => {
+                        server.counts.probes.ok.add(1);
+                        return pool.is_back(&server);
+                    }
+                    Ok(Err(_)) => {
+                        server.counts.probes.failed.add(1);
+                        server.health.probe_failed();
+                    }
+                    // The time that it has been away decides.
+                    Err(_) => server.counts.probes.failed.add(1),
                 }
             }
             () = sleep_until(next) => {}

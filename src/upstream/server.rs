@@ -219,6 +219,11 @@ impl Server {
         self.connections.open()
     }
 
+    /// Queries that wait for room on its connections.
+    pub fn waiting(&self) -> usize {
+        self.connections.waiting()
+    }
+
     /// Asks it once, by the transport that comes first, and by TCP when UDP truncated the answer.
     ///
     /// # Errors
@@ -261,8 +266,7 @@ impl Server {
         let left = errand.deadline.saturating_duration_since(now);
         let place = self.connections.place(errand.source, errand.proof, left).await?;
         let connection = Arc::clone(place.connection());
-        let reused = connection.is_used();
-        let _ = sending.by.set((connection, Instant::now(), reused));
+        let _ = sending.by.set((connection, Instant::now(), place.is_reused()));
         sending.tcp.fetch_add(1, Ordering::Relaxed);
         let message = place.ask(key, edns_size).await;
         // Over TCP nothing has a reason to be truncated.
