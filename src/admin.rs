@@ -178,9 +178,11 @@ impl Admin {
         for zone in &self.resolver.view().zones {
             for server in zone.pool.servers().iter() {
                 let state = if server.health.is_passed_over() { "failing" } else { "in use" };
+                let by =
+                    if server.is_auto() { format!(", by {}", server.transport()) } else { String::new() };
                 let _ = writeln!(
                     body,
-                    "zone {} upstream {}: {state}, {} connections, {} in flight",
+                    "zone {} upstream {}: {state}{by}, {} connections, {} in flight",
                     zone.name,
                     server.label,
                     server.open(),
@@ -255,6 +257,13 @@ fn write_servers(page: &mut String, zones: &[Arc<Zone>]) {
     names::UPSTREAM_CONNECTIONS.write(page, servers.iter().map(open));
     let in_flight = |server: &Arc<Server>| (label(server), server.in_flight() as u64);
     names::UPSTREAM_IN_FLIGHT.write(page, servers.iter().map(in_flight));
+    let transports = servers.iter().filter(|server| server.is_auto()).flat_map(|server| {
+        let first = server.transport();
+        ["tcp", "udp"].map(|transport| {
+            (format!("{},transport=\"{transport}\"", label(server)), u64::from(transport == first))
+        })
+    });
+    names::UPSTREAM_TRANSPORT.write(page, transports);
     let writes = |server: &Arc<Server>| (label(server), server.counts.writes.value());
     names::UPSTREAM_WRITES.write(page, servers.iter().map(writes));
     let connects = servers.iter().flat_map(|server| {

@@ -398,6 +398,7 @@ names! {
     own counter UPSTREAM_FAILURES = "nodens_upstream_failures_total": "Tries that failed, by server and cause.";
     own gauge UPSTREAM_CONNECTIONS = "nodens_upstream_connections": "Open connections to a server.";
     own gauge UPSTREAM_IN_FLIGHT = "nodens_upstream_in_flight": "Queries in flight to a server.";
+    own gauge UPSTREAM_TRANSPORT = "nodens_upstream_transport": "1 for the transport by which an auto:// server is asked first, 0 for the other.";
     own counter UPSTREAM_CONNECTS = "nodens_upstream_connects_total": "Connections tried, by server and result.";
     own counter UPSTREAM_TLS_HANDSHAKES = "nodens_upstream_tls_handshakes_total": "TLS handshakes, by server and result; a resumed one costs less.";
     own counter UPSTREAM_WRITES = "nodens_upstream_writes_total": "Write calls on a server's connections; several queries share one.";

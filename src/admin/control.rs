@@ -188,6 +188,7 @@ pub fn stats(resolver: &Resolver) -> Value {
                 .map(|server| {
                     json!({
                         "server": &*server.label,
+                        "transport": server.transport(),
                         "connections": server.open(),
                         "in_flight": server.in_flight(),
                         "failing": server.health.is_passed_over(),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
+use super::auto::Ceiling;
 use super::connection::{Broken, Connection, Owner};
 use super::pace::Pace;
 use super::queue::{Queue, Source, Ticket, fits};
@@ -22,6 +23,7 @@ use super::server::Settings;
 use super::tls;
 use super::transport::Link;
 use super::{Cause, Counts};
+use crate::clock;
 use crate::wire::key::Key;
 
 /// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
@@ -44,6 +46,8 @@ pub struct Connections {
     counts: Arc<Counts>,
     pace: Arc<Pace>,
     tls: Option<Arc<tls::Client>>,
+    /// Whether it finds out how many the server stands.
+    adapts: bool,
     state: Mutex<State>,
     /// Queries that wait, so that an answer need not take the lock to see that none does.
     waiting: AtomicUsize,
@@ -64,6 +68,7 @@ struct State {
     next: u64,
     /// Answers, and how fast they have been coming lately.
     rate: Rate,
+    ceiling: Ceiling,
 }
 
 /// What a connection must have shown to carry a query that got no answer by another.
@@ -137,16 +142,28 @@ impl Drop for Waiting<'_> {
 }
 
 impl Connections {
-    /// None yet.
+    /// None yet. `adapts` where it is to be found out how many the server stands.
     pub fn new(
         addr: SocketAddr,
         settings: Arc<Settings>,
         counts: Arc<Counts>,
         pace: Arc<Pace>,
         tls: Option<Arc<tls::Client>>,
+        adapts: bool,
     ) -> Arc<Self> {
         let (state, waiting, alive) = Default::default();
-        Arc::new(Self { addr, settings, counts, pace, tls, state, waiting, alive, began: Instant::now() })
+        Arc::new(Self {
+            addr,
+            settings,
+            counts,
+            pace,
+            tls,
+            adapts,
+            state,
+            waiting,
+            alive,
+            began: Instant::now(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -160,6 +177,11 @@ impl Connections {
         let now = Instant::now();
         state.open.retain(|connection| connection.is_open() && connection.retire_at > now);
         state
+    }
+
+    /// The most there may be at the moment.
+    fn max(&self, state: &State) -> usize {
+        state.ceiling.bound(self.settings.connections.max, clock::now())
     }
 
     fn count_waiting(&self, state: &State) {
@@ -200,7 +222,7 @@ impl Connections {
         place.ask(key, edns_size).await.map_err(|Broken| Cause::Closed)?;
         {
             let mut state = self.usable();
-            if state.open.len() + state.opening < self.settings.connections.max {
+            if state.open.len() + state.opening < self.max(&state) {
                 state.open.push(connection);
             }
         }
@@ -298,7 +320,7 @@ impl Connections {
     /// silent longest leaves.
     fn make_room(&self, state: &mut State, now: Instant) -> bool {
         let silence = self.pace.silent_after();
-        if state.open.len() + state.opening < self.settings.connections.max {
+        if state.open.len() + state.opening < self.max(state) {
             return true;
         }
         let silent = state.open.iter().enumerate().filter(|(_, of)| of.is_stuck(now, silence));
@@ -324,7 +346,7 @@ impl Connections {
             (of.is_stuck(now, silence), wait, Reverse(of.has_unwritten()), of.unanswered(), of.last_turn())
         };
         let best = state.open.iter().filter(fits).min_by_key(cost)?;
-        let may_open = state.opening > 0 || state.open.len() < limits.max;
+        let may_open = state.opening > 0 || state.open.len() < self.max(state);
         (!(best.is_stuck(now, silence) && may_open)).then(|| Arc::clone(best))
     }
 
@@ -361,7 +383,7 @@ impl Connections {
 
     /// Opens one more in the background, as long as the bound allows it.
     fn open_another(self: &Arc<Self>, state: &mut State) {
-        let max = self.settings.connections.max;
+        let max = self.max(state);
         if state.open.len() + state.opening < max && self.alive.load(Ordering::Relaxed) < 2 * max {
             state.opening += 1;
             tokio::spawn(Arc::clone(self).open_one());
@@ -390,6 +412,9 @@ impl Connections {
         {
             let mut state = self.usable();
             state.opening -= 1;
+            if opened.is_err() {
+                self.meet_limit(&mut state, None);
+            }
             match opened {
                 Ok(link) => state.open.push(self.start(link)),
                 Err(why) if state.opening == 0 => {
@@ -408,6 +433,61 @@ impl Connections {
             let _ = call.send(Err(cause));
         }
         self.room();
+    }
+
+    /// One was refused, or cut off before it brought anything: where others work, there are too many.
+    fn meet_limit(&self, state: &mut State, number: Option<u64>) {
+        let (now, silence) = (Instant::now(), self.pace.silent_after());
+        let works = |of: &&Arc<Connection>| of.is_open() && of.has_answered() && !of.is_stuck(now, silence);
+        let working = state.open.iter().filter(works).count();
+        if self.adapts
+            && working > 0
+            && let Some((most, pause)) = state.ceiling.refused(number, working, clock::now())
+        {
+            let server = format_args!("auto://{}", self.addr);
+            tracing::info!(%server, most, ?pause, "refuses more connections: no more are opened for now");
+        }
+    }
+
+    /// One ended before it brought anything.
+    pub fn was_cut_off(&self, number: u64) {
+        self.meet_limit(&mut self.usable(), Some(number));
+    }
+
+    /// A new one has answered.
+    pub fn answers(&self) {
+        if self.adapts {
+            self.state().ceiling.works();
+        }
+    }
+
+    /// Whether there are some that bring answers.
+    pub fn work(&self) -> bool {
+        let (now, silence) = (Instant::now(), self.pace.silent_after());
+        self.usable().open.iter().any(|of| of.has_answered() && !of.is_stuck(now, silence))
+    }
+
+    /// Whether one has never answered anything, and should have for so long.
+    pub fn is_one_mute(&self, patience: Duration) -> bool {
+        let now = Instant::now();
+        self.state()
+            .open
+            .iter()
+            .any(|of| !of.has_answered() && of.unanswered() > 0 && of.silent_for(now) >= patience)
+    }
+
+    /// Nobody waits for one any more: there is another way.
+    pub fn give_up(&self) {
+        let mut calls = Vec::new();
+        {
+            let mut state = self.state();
+            calls.extend(state.again.drain(..).map(|(.., call)| call));
+            calls.extend(std::iter::from_fn(|| state.queue.pop()));
+            self.count_waiting(&state);
+        }
+        for call in calls {
+            let _ = call.send(Err(Cause::Connect));
+        }
     }
 
     /// Lets go of connections that nothing has used for a while, before the server does, and of those

@@ -21,7 +21,7 @@ use crate::saying::{Saying, Told};
 /// Bytes that a stream holds between its ends.
 const STREAM: usize = 128 * 1024;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Transport {
     Udp,
     Tcp,
@@ -86,7 +86,10 @@ pub(crate) struct Seen {
 #[derive(Default)]
 struct State {
     rules: Vec<Rule>,
-    reachable: HashMap<SocketAddr, Reachable>,
+    reachable: HashMap<(SocketAddr, Transport), Reachable>,
+    /// Streams open to a server, and how many it takes.
+    streams: HashMap<SocketAddr, usize>,
+    most: HashMap<SocketAddr, usize>,
     seen: Vec<Seen>,
     unexpected: Vec<String>,
     opened: usize,
@@ -118,8 +121,18 @@ impl Servers {
         self.state().rules.clear();
     }
 
-    pub(crate) fn reach(&self, server: SocketAddr, reachable: Reachable) {
-        self.state().reachable.insert(server, reachable);
+    /// By one transport or, with `None`, by both.
+    pub(crate) fn reach(&self, server: SocketAddr, transport: Option<Transport>, reachable: Reachable) {
+        for by in [Transport::Udp, Transport::Tcp] {
+            if transport.is_none_or(|only| only == by) {
+                self.state().reachable.insert((server, by), reachable);
+            }
+        }
+    }
+
+    /// The server refuses streams beyond so many.
+    pub(crate) fn limit(&self, server: SocketAddr, most: usize) {
+        self.state().most.insert(server, most);
     }
 
     /// Queries seen that `fits`.
@@ -138,8 +151,8 @@ impl Servers {
         self.state().unexpected.clone()
     }
 
-    fn reachable(&self, server: SocketAddr) -> Reachable {
-        self.state().reachable.get(&server).copied().unwrap_or(Reachable::Yes)
+    fn reachable(&self, server: SocketAddr, transport: Transport) -> Reachable {
+        self.state().reachable.get(&(server, transport)).copied().unwrap_or(Reachable::Yes)
     }
 
     /// A number for a port or stream.
@@ -181,7 +194,7 @@ impl Network for Servers {
     fn connect(&self, server: SocketAddr) -> Opening<Link> {
         let servers = self.clone();
         Box::pin(async move {
-            match servers.reachable(server) {
+            match servers.reachable(server, Transport::Tcp) {
                 Reachable::Yes => {}
                 Reachable::Refuses => return Err(io::ErrorKind::ConnectionRefused.into()),
                 Reachable::Not => std::future::pending().await,
@@ -189,12 +202,19 @@ impl Network for Servers {
             let (ours, theirs) = duplex(STREAM);
             {
                 let mut state = servers.state();
+                let (open, most) = (state.streams.get(&server).copied(), state.most.get(&server).copied());
+                if open.unwrap_or_default() >= most.unwrap_or(usize::MAX) {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
+                *state.streams.entry(server).or_default() += 1;
                 state.opened += 1;
                 state.open += 1;
             }
             tokio::spawn(async move {
                 servers.serve(theirs, server).await;
-                servers.state().open -= 1;
+                let mut state = servers.state();
+                state.open -= 1;
+                *state.streams.entry(server).or_default() -= 1;
             });
             let (reader, writer) = split(ours);
             Ok(Link { reader: Box::new(Stream(reader)), writer: Box::new(writer) })
@@ -290,7 +310,7 @@ struct Port {
 
 impl Datagrams for Port {
     fn poll_send(&self, _: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
-        match self.servers.reachable(self.server) {
+        match self.servers.reachable(self.server, Transport::Udp) {
             Reachable::Not => {}
             Reachable::Refuses => {
                 let _ = self.sender.send(Err(io::ErrorKind::ConnectionRefused.into()));

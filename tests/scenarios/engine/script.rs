@@ -30,7 +30,9 @@ impl Scenario {
 
 pub(crate) enum Step {
     On(Match, Option<usize>, Box<Saying>),
-    Server(SocketAddr, Reachable),
+    Server(SocketAddr, Option<Transport>, Reachable),
+    /// How many streams it takes.
+    Limit(SocketAddr, usize),
     Ask(String, Ask),
     Expect(String, Expect),
     Wait(Duration),
@@ -149,22 +151,33 @@ fn config(upstream: &str, cache: &str) -> String {
     format!("zones:\n  - match: [\".\"]\n    upstream: {upstream}\n    {cache}\n")
 }
 
+/// What becomes of a server.
+fn reach(words: &[&str]) -> Result<Step, String> {
+    const USAGE: &str = "server ADDRESS up|refuses|unreachable [udp|tcp], or streams=N";
+    let [server, state, transport @ ..] = words else { return Err(USAGE.to_owned()) };
+    if let Some(most) = state.strip_prefix("streams=").filter(|_| transport.is_empty()) {
+        return Ok(Step::Limit(address(server)?, most.parse().map_err(|_| USAGE.to_owned())?));
+    }
+    let reachable = match *state {
+        "up" => Reachable::Yes,
+        "refuses" => Reachable::Refuses,
+        "unreachable" => Reachable::Not,
+        _ => return Err(format!("`{state}`: {USAGE}")),
+    };
+    let transport = match transport {
+        [] => None,
+        ["udp"] => Some(Transport::Udp),
+        ["tcp"] => Some(Transport::Tcp),
+        _ => return Err(USAGE.to_owned()),
+    };
+    Ok(Step::Server(address(server)?, transport, reachable))
+}
+
 fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, String> {
     let words: Vec<&str> = rest.split_whitespace().collect();
     match keyword {
         "on" => on(&words, block),
-        "server" => match words.as_slice() {
-            [server, state] => Ok(Step::Server(
-                address(server)?,
-                match *state {
-                    "up" => Reachable::Yes,
-                    "refuses" => Reachable::Refuses,
-                    "unreachable" => Reachable::Not,
-                    _ => return Err(format!("`{state}`: up, refuses or unreachable")),
-                },
-            )),
-            _ => Err("server ADDRESS up|refuses|unreachable".to_owned()),
-        },
+        "server" => reach(&words),
         "ask" => {
             let (label, words) = label(&words);
             Ok(Step::Ask(label, ask(words)?))

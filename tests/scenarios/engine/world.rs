@@ -133,7 +133,8 @@ impl World {
     pub(crate) async fn step(&mut self, step: &Step) -> Result<(), String> {
         match step {
             Step::On(of, left, saying) => self.servers.teach(of.clone(), *left, Saying::clone(saying)),
-            Step::Server(server, reachable) => self.servers.reach(*server, *reachable),
+            Step::Server(server, by, reachable) => self.servers.reach(*server, *by, *reachable),
+            Step::Limit(server, most) => self.servers.limit(*server, *most),
             Step::Ask(label, ask) => self.ask(label, ask)?,
             Step::Expect(label, expect) => self.expect(label, expect).await?,
             Step::Wait(duration) => tokio::time::sleep(*duration).await,
