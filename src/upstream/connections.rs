@@ -440,9 +440,11 @@ impl Connections {
         let (now, silence) = (Instant::now(), self.pace.silent_after());
         let works = |of: &&Arc<Connection>| of.is_open() && of.has_answered() && !of.is_stuck(now, silence);
         let working = state.open.iter().filter(works).count();
+        // A new one that is open may still be cut off, but is no reason to be refused the next.
+        let stands = if number.is_some() { working } else { state.open.len() };
         if self.adapts
             && working > 0
-            && let Some((most, pause)) = state.ceiling.refused(number, working, clock::now())
+            && let Some((most, pause)) = state.ceiling.refused(number, stands, clock::now())
         {
             let server = format_args!("auto://{}", self.addr);
             tracing::info!(%server, most, ?pause, "refuses more connections: no more are opened for now");
@@ -467,13 +469,15 @@ impl Connections {
         self.usable().open.iter().any(|of| of.has_answered() && !of.is_stuck(now, silence))
     }
 
-    /// Whether one has never answered anything, and should have for so long.
-    pub fn is_one_mute(&self, patience: Duration) -> bool {
+    /// Whether one of them has ever answered.
+    pub fn have_answered(&self) -> bool {
+        self.usable().open.iter().any(|of| of.has_answered())
+    }
+
+    /// Whether one owes an answer and has brought none for so long.
+    pub fn is_one_silent(&self, patience: Duration) -> bool {
         let now = Instant::now();
-        self.state()
-            .open
-            .iter()
-            .any(|of| !of.has_answered() && of.unanswered() > 0 && of.silent_for(now) >= patience)
+        self.state().open.iter().any(|of| of.unanswered() > 0 && of.silent_for(now) >= patience)
     }
 
     /// Nobody waits for one any more: there is another way.

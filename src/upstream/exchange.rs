@@ -107,15 +107,15 @@ impl Try {
         if no_connection { silence.min(FALLBACK) } else { silence }
     }
 
-    /// Whether TCP has brought it nothing where UDP may: no connection, or one that has never answered, for a second
-    /// or after another one.
+    /// Whether TCP has brought it nothing where UDP may: no connection, or one that is silent for a second, or after
+    /// another one, at a server that has never answered on any.
     fn lacks_tcp(&self, server: &Server) -> bool {
         let patience = if self.why == Why::Silent { self.silent_after(server) } else { PATIENCE };
-        let has_tcp = match self.sending.connection() {
-            Some((connection, at)) => connection.has_answered() || at.elapsed() < patience,
-            None => !self.is_silent(server),
+        let lacks = || match self.sending.connection() {
+            Some((_, at)) => at.elapsed() >= patience && server.is_mute_by_tcp(),
+            None => self.is_silent(server),
         };
-        server.is_auto() && !self.sending.is_udp() && !has_tcp
+        server.is_auto() && !self.sending.is_udp() && lacks()
     }
 
     /// Whether UDP's answer at this time speaks against TCP.

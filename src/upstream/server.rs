@@ -283,9 +283,14 @@ impl Server {
         self.connections.have_answered_since(since)
     }
 
-    /// Whether none of its connections works, and one has said nothing for so long since its first query.
+    /// Whether none of its connections has ever answered.
+    pub fn is_mute_by_tcp(&self) -> bool {
+        !self.connections.have_answered()
+    }
+
+    /// Whether one of its connections owes an answer, and has brought none for so long.
     pub fn is_silent_by_tcp(&self, patience: Duration) -> bool {
-        !self.connections.work() && self.connections.is_one_mute(patience)
+        self.connections.is_one_silent(patience)
     }
 
     /// Open connections.
