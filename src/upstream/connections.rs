@@ -383,8 +383,8 @@ impl Connections {
 
     /// Opens one more in the background, as long as the bound allows it.
     fn open_another(self: &Arc<Self>, state: &mut State) {
-        let max = self.max(state);
-        if state.open.len() + state.opening < max && self.alive.load(Ordering::Relaxed) < 2 * max {
+        let alive = self.alive.load(Ordering::Relaxed);
+        if state.open.len() + state.opening < self.max(state) && alive < 2 * self.settings.connections.max {
             state.opening += 1;
             tokio::spawn(Arc::clone(self).open_one());
         }
