@@ -339,6 +339,7 @@ names! {
     own gauge UPSTREAM_IN_FLIGHT = "nodens_upstream_in_flight": "Queries whose answer is awaited from a server, those in its queue included.";
     own gauge UPSTREAM_QUEUE = "nodens_upstream_queue": "Queries that wait for room on a server's connections, or for a connection to open.";
     own gauge UPSTREAM_CONNECTIONS = "nodens_upstream_connections": "Open connections to a server.";
+    own gauge UPSTREAM_TRANSPORT = "nodens_upstream_transport": "1 for the transport by which an auto:// server is asked first, 0 for the other.";
     own counter UPSTREAM_CONNECTS = "nodens_upstream_connects_total": "Connections tried, by server and result.";
     own counter UPSTREAM_TLS_HANDSHAKES = "nodens_upstream_tls_handshakes_total": "TLS handshakes, by server and result; a resumed one costs less.";
     own counter UPSTREAM_WRITES = "nodens_upstream_writes_total": "Write calls on a server's connections; several queries share one.";

@@ -3,6 +3,7 @@
 //! A pool belongs to an upstream definition, not to a zone. Below it stand servers, each with its
 //! connections. [`Pool::exchange`] is the whole life of one question.
 
+pub mod auto;
 pub mod connection;
 pub mod connections;
 mod exchange;
@@ -66,11 +67,13 @@ pub enum Cause {
     Certificate,
     /// Any other reason why TLS failed.
     Tls,
+    /// The answer by UDP is truncated, and there is none by TCP.
+    Truncated,
 }
 
 impl Cause {
     /// The labels of all causes in metrics and traces.
-    pub const LABELS: [&'static str; 12] = [
+    pub const LABELS: [&'static str; 13] = [
         "connect",
         "closed",
         "timeout",
@@ -83,6 +86,7 @@ impl Cause {
         "busy",
         "certificate",
         "tls",
+        "truncated",
     ];
 
     /// Its place among the labels.
@@ -100,6 +104,7 @@ impl Cause {
             Self::Busy => 9,
             Self::Certificate => 10,
             Self::Tls => 11,
+            Self::Truncated => 12,
         }
     }
 
@@ -404,6 +409,9 @@ impl Pool {
         for server in self.servers.load().iter() {
             if server.tidy(self.definition.timeout) {
                 self.has_failed(server, None);
+            }
+            if server.is_tcp_due() {
+                tokio::spawn(probe::by_tcp(Weak::clone(&self.me), Arc::downgrade(server)));
             }
         }
         self.names.tidy();

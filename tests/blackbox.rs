@@ -9,6 +9,8 @@ mod support;
 
 #[path = "blackbox/admin.rs"]
 mod admin;
+#[path = "blackbox/auto.rs"]
+mod auto;
 #[path = "blackbox/bad_config.rs"]
 mod bad_config;
 #[path = "blackbox/case.rs"]

@@ -45,6 +45,15 @@ impl Upstreams {
         let up = |servers: &[Arc<Server>]| servers.iter().all(|server| !server.health.is_passed_over());
         let ups = self.0.iter().map(|(label, servers)| (of(label), u64::from(up(servers))));
         names::UPSTREAM_UP.write(page, ups);
+        let autos = self
+            .0
+            .iter()
+            .filter_map(|(label, servers)| Some((label, servers.iter().find(|of| of.is_auto())?)));
+        let transports = autos.flat_map(|(label, server)| {
+            let first = server.transport();
+            ["tcp", "udp"].map(|by| (format!("{},transport=\"{by}\"", of(label)), u64::from(by == first)))
+        });
+        names::UPSTREAM_TRANSPORT.write(page, transports);
         self.sum(page, &names::UPSTREAM_EJECTIONS, |server| server.counts.ejections.value());
         self.by(page, &names::UPSTREAM_PROBES, "result", |server| {
             let Probes { ok, failed } = &server.counts.probes;
@@ -128,6 +137,7 @@ pub(super) fn describe(server: &Server) -> Value {
     };
     json!({
         "server": &*server.label,
+        "transport": server.transport(),
         "state": state,
         "since_s": since,
         // Of its share of queries: it grows for some seconds when a server is back.
@@ -148,12 +158,14 @@ pub fn line(server: &Value) -> String {
         None if share < 1.0 => format!("{state} again, {:.0} % of its share", share * 100.0),
         None => state,
     };
+    let label = server["server"].as_str().unwrap_or_default();
+    let by = match server["transport"].as_str() {
+        Some(by) if label.starts_with("auto://") => format!(", by {by}"),
+        _ => String::new(),
+    };
     format!(
-        "{}: {state}, {} connections, {} in flight, {} waiting",
-        server["server"].as_str().unwrap_or_default(),
-        server["connections"],
-        server["in_flight"],
-        server["waiting"]
+        "{label}: {state}{by}, {} connections, {} in flight, {} waiting",
+        server["connections"], server["in_flight"], server["waiting"]
     )
 }
 

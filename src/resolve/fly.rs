@@ -200,7 +200,7 @@ fn failure_answer(cause: upstream::Cause) -> (u16, ExtendedError) {
         }
         Of::Busy => (rcode::SERVFAIL, ExtendedError::NotReady),
         Of::Rcode(rcode::REFUSED) => (rcode::REFUSED, ExtendedError::Prohibited),
-        Of::Closed | Of::Malformed | Of::GivenUp | Of::Rcode(_) => {
+        Of::Closed | Of::Malformed | Of::Truncated | Of::GivenUp | Of::Rcode(_) => {
             (rcode::SERVFAIL, ExtendedError::NetworkError)
         }
     }

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::RecvError;
 use tokio::time::{Instant, timeout};
 
+use super::auto::Ceiling;
 use super::connection::{Broken, Connection, Owner};
 use super::pace::Pace;
 use super::queue::{Queue, Source, Ticket, fits};
@@ -23,6 +24,7 @@ use super::server::Settings;
 use super::tls;
 use super::transport::Link;
 use super::{Cause, Counts};
+use crate::clock;
 use crate::wire::key::Key;
 
 /// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
@@ -49,6 +51,8 @@ pub struct Connections {
     counts: Arc<Counts>,
     pace: Arc<Pace>,
     tls: Option<Arc<tls::Client>>,
+    /// Whether it finds out how many the server stands.
+    adapts: bool,
     state: Mutex<State>,
     /// Queries that wait, so that an answer need not take the lock to see that none does.
     waiting: AtomicUsize,
@@ -69,6 +73,7 @@ struct State {
     next: u64,
     /// Answers, and how fast they have been coming lately.
     rate: Rate,
+    ceiling: Ceiling,
 }
 
 /// What a connection must have shown to carry a query that got no answer by another.
@@ -162,16 +167,28 @@ impl Drop for Waiting<'_> {
 }
 
 impl Connections {
-    /// None yet.
+    /// None yet. `adapts` where it is to be found out how many the server stands.
     pub fn new(
         addr: SocketAddr,
         settings: Arc<Settings>,
         counts: Arc<Counts>,
         pace: Arc<Pace>,
         tls: Option<Arc<tls::Client>>,
+        adapts: bool,
     ) -> Arc<Self> {
         let (state, waiting, alive) = Default::default();
-        Arc::new(Self { addr, settings, counts, pace, tls, state, waiting, alive, began: Instant::now() })
+        Arc::new(Self {
+            addr,
+            settings,
+            counts,
+            pace,
+            tls,
+            adapts,
+            state,
+            waiting,
+            alive,
+            began: Instant::now(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -185,6 +202,11 @@ impl Connections {
         let now = Instant::now();
         state.open.retain(|connection| connection.is_open() && connection.retire_at > now);
         state
+    }
+
+    /// The most there may be at the moment.
+    fn max(&self, state: &State) -> usize {
+        state.ceiling.bound(self.settings.connections.max, clock::now())
     }
 
     fn count_waiting(&self, state: &State) {
@@ -359,7 +381,7 @@ impl Connections {
     }
 
     fn has_room(&self, state: &State) -> bool {
-        state.open.len() + state.opening < self.settings.connections.max
+        state.open.len() + state.opening < self.max(state)
     }
 
     /// Whether there is room for a new connection. Where all that there may be are open, the one that has been
@@ -392,7 +414,7 @@ impl Connections {
             (of.is_stuck(now, silence), wait, Reverse(of.has_unwritten()), of.unanswered(), of.last_turn())
         };
         let best = state.open.iter().filter(fits).min_by_key(cost)?;
-        let may_open = state.opening > 0 || state.open.len() < limits.max;
+        let may_open = state.opening > 0 || state.open.len() < self.max(state);
         (!(best.is_stuck(now, silence) && may_open)).then(|| Arc::clone(best))
     }
 
@@ -474,6 +496,9 @@ impl Connections {
         {
             let mut state = self.usable();
             state.opening -= 1;
+            if opened.is_err() {
+                self.meet_limit(&mut state, None);
+            }
             match opened {
                 Ok(link) => state.open.push(self.start(link)),
                 Err(why) if state.opening == 0 => {
@@ -492,6 +517,65 @@ impl Connections {
             let _ = call.send(Err(cause));
         }
         self.room();
+    }
+
+    /// One was refused, or cut off before it brought anything: where others work, there are too many.
+    fn meet_limit(&self, state: &mut State, number: Option<u64>) {
+        let (now, silence) = (Instant::now(), self.pace.silent_after());
+        let works = |of: &&Arc<Connection>| of.is_open() && of.has_answered() && !of.is_stuck(now, silence);
+        let working = state.open.iter().filter(works).count();
+        // A new one that is open may still be cut off, but is no reason to be refused the next.
+        let stands = if number.is_some() { working } else { state.open.len() };
+        if self.adapts
+            && working > 0
+            && let Some((most, pause)) = state.ceiling.refused(number, stands, clock::now())
+        {
+            let server = format_args!("auto://{}", self.addr);
+            tracing::info!(%server, most, ?pause, "refuses more connections: no more are opened for now");
+        }
+    }
+
+    /// One ended before it brought anything.
+    pub fn was_cut_off(&self, number: u64) {
+        self.meet_limit(&mut self.usable(), Some(number));
+    }
+
+    /// A new one has answered.
+    pub fn answers(&self) {
+        if self.adapts {
+            self.state().ceiling.works();
+        }
+    }
+
+    /// Whether there are some that bring answers.
+    pub fn work(&self) -> bool {
+        let (now, silence) = (Instant::now(), self.pace.silent_after());
+        self.usable().open.iter().any(|of| of.has_answered() && !of.is_stuck(now, silence))
+    }
+
+    /// Whether one of them has ever answered.
+    pub fn have_answered(&self) -> bool {
+        self.usable().open.iter().any(|of| of.has_answered())
+    }
+
+    /// Whether one owes an answer and has brought none for so long.
+    pub fn is_one_silent(&self, patience: Duration) -> bool {
+        let now = Instant::now();
+        self.state().open.iter().any(|of| of.unanswered() > 0 && of.silent_for(now) >= patience)
+    }
+
+    /// Nobody waits for one any more: there is another way.
+    pub fn give_up(&self) {
+        let mut calls = Vec::new();
+        {
+            let mut state = self.state();
+            calls.extend(state.again.drain(..).map(|(.., call)| call));
+            calls.extend(std::iter::from_fn(|| state.queue.pop()));
+            self.count_waiting(&state);
+        }
+        for call in calls {
+            let _ = call.send(Err(Cause::Connect));
+        }
     }
 
     /// Lets go of connections that nothing has used for a while, before the server does, and of those

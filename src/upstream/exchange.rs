@@ -10,12 +10,13 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::auto::FALLBACK;
 use super::connections::Proof;
 use super::health::{Candidate, choose};
 use super::pace::PATIENCE;
@@ -69,6 +70,10 @@ struct Asked {
     since: Option<Instant>,
     /// The connections of the last tries, the last one first.
     last: [Option<u64>; 2],
+    /// TCP has been silent about it, and `auto://` goes on by UDP.
+    no_tcp: bool,
+    /// Held by the try that waits for a datagram, where TCP and UDP may be under way at once.
+    lane: Option<Arc<AtomicBool>>,
 }
 
 impl Asked {
@@ -100,8 +105,33 @@ impl Try {
     fn is_silent(&self, server: &Server) -> bool {
         match self.sending.connection() {
             Some((connection, at)) => !connection.has_answered_since(at),
+            None if server.is_auto() => !server.has_answered_by_tcp_since(self.started),
             None => !server.has_answered_since(self.started),
         }
+    }
+
+    /// How long it is waited for: less for a connection where UDP may do better.
+    fn silent_after(&self, server: &Server) -> Duration {
+        let silence = server.pace.silent_after();
+        let no_connection = server.is_auto() && self.sending.connection().is_none();
+        if no_connection { silence.min(FALLBACK) } else { silence }
+    }
+
+    /// Whether TCP has brought it nothing where UDP may: no connection, or one that is silent for a second, or after
+    /// another one, at a server that has never answered on any.
+    fn lacks_tcp(&self, server: &Server) -> bool {
+        let patience = if self.why == Why::Silent { self.silent_after(server) } else { PATIENCE };
+        let lacks = || match self.sending.connection() {
+            Some((_, at)) => at.elapsed() >= patience && server.is_mute_by_tcp(),
+            None => self.is_silent(server),
+        };
+        server.is_auto() && !self.sending.is_udp() && lacks()
+    }
+
+    /// Whether UDP's answer at this time speaks against TCP.
+    fn accuses_tcp(&self, server: &Server) -> bool {
+        let has_connection = self.sending.connection().is_some();
+        self.lacks_tcp(server) && (!has_connection || server.is_silent_by_tcp(PATIENCE))
     }
 }
 
@@ -193,7 +223,7 @@ impl<'a> Asking<'a> {
     fn look(&mut self) {
         let Some(newest) = self.open.last_mut() else { return };
         let server = &self.servers[newest.server];
-        let (waited, silence) = (newest.started.elapsed(), server.pace.silent_after());
+        let (waited, silence) = (newest.started.elapsed(), newest.silent_after(server));
         if newest.sending.is_udp() {
             newest.looks += 1;
             self.look_at_datagram();
@@ -233,27 +263,29 @@ impl<'a> Asking<'a> {
     /// When the last try is looked at next.
     fn plan(&mut self) {
         let Some(newest) = self.open.last() else { return };
-        let pace = &self.servers[newest.server].pace;
+        let server = &self.servers[newest.server];
+        let (pace, silence) = (&server.pace, newest.silent_after(server));
         let after = if newest.sending.is_udp() {
             pace.silent_after().max(DATAGRAM) * ((1 << newest.looks.min(8)) * 2 - 1)
-        } else if !newest.hedged && newest.looks == 0 && pace.late_after() < pace.silent_after() {
+        } else if !newest.hedged && newest.looks == 0 && pace.late_after() < silence {
             pace.late_after()
         } else {
-            pace.silent_after() * ((1 << newest.looks.min(8)) * 2 - 1)
+            silence * ((1 << newest.looks.min(8)) * 2 - 1)
         };
         self.wake = newest.started + after;
     }
 
     /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many.
     fn ask_again(&mut self, why: Why) {
-        if why == Why::Silent {
+        let by_udp = (why == Why::Silent).then(|| self.next_by_udp()).flatten();
+        if why == Why::Silent && by_udp.is_none() {
             (0..self.open.len()).for_each(|index| self.judge(index));
             if self.nobody_answers() {
                 return;
             }
             self.moved = true;
         }
-        let Some(index) = self.next() else { return };
+        let Some(index) = by_udp.or_else(|| self.next()) else { return };
         if self.open.len() >= AT_ONCE {
             let oldest = self.open.remove(0);
             self.asked[oldest.server].went_by(&oldest.sending);
@@ -270,6 +302,20 @@ impl<'a> Asking<'a> {
         self.moved
             && since.elapsed() < PATIENCE
             && !self.servers.iter().any(|server| server.has_answered_since(since))
+    }
+
+    /// The server of the last try, if it is the one to be asked by UDP: TCP is silent, whose fault is not the server's yet.
+    fn next_by_udp(&mut self) -> Option<usize> {
+        let newest = self.open.last()?;
+        let (index, server) = (newest.server, &self.servers[newest.server]);
+        let asked = &mut self.asked[index];
+        let is_free = asked.lane.as_ref().is_none_or(|lane| !lane.load(Ordering::Relaxed));
+        if !newest.lacks_tcp(server) || !is_free || asked.tries >= TRIES {
+            return None;
+        }
+        asked.tries += 1;
+        asked.no_tcp = true;
+        Some(index)
     }
 
     /// The same for a datagram.
@@ -366,8 +412,11 @@ impl<'a> Asking<'a> {
     fn start(&mut self, index: usize, why: Why) {
         let now = Instant::now();
         let (server, key) = (Arc::clone(&self.servers[index]), self.key.clone());
-        let sending = Arc::new(Sending::new(server.is_udp_first()));
         let asked = &mut self.asked[index];
+        let lane = server.is_auto().then(|| Arc::clone(asked.lane.get_or_insert_default()));
+        let is_free = lane.as_ref().is_none_or(|lane| !lane.load(Ordering::Relaxed));
+        let udp_first = is_free && (server.is_udp_first() || asked.no_tcp);
+        let sending = Arc::new(Sending::new(udp_first).with(lane));
         let proof = asked.since.map(|since| {
             let by = |open: &Try| open.sending.sent().connection;
             let mut under_way = self.open.iter().filter(|open| open.server == index).map(by);
@@ -404,6 +453,12 @@ impl<'a> Asking<'a> {
         self.asked[done.server].went_by(&done.sending);
         let failed = match &result {
             Ok(answer) => {
+                // By UDP, and what TCP has to say is still awaited.
+                if self.open.iter().any(|open| open.server == done.server && open.accuses_tcp(server))
+                    && done.sending.sent().tcp == 0
+                {
+                    server.doubt();
+                }
                 let sent = done.sending.connection().map_or(done.started, |(_, at)| at);
                 server.answered(sent.elapsed());
                 if server.health.answered(clock::now()) {
@@ -450,7 +505,7 @@ impl<'a> Asking<'a> {
             self.asked[done.server].since = Some(Instant::now());
         }
         match cause {
-            Cause::Malformed => {}
+            Cause::Malformed | Cause::Truncated => {}
             Cause::Closed if worked => {}
             Cause::Busy => self.asked[done.server].tries = TRIES,
             Cause::Connect | Cause::Closed | Cause::Certificate | Cause::Tls => {

@@ -23,6 +23,19 @@ const DOWN: Duration = Duration::from_millis(500);
 /// The same if it takes connections and says nothing. It is there, and may only be busy with itself.
 const HUNG: Duration = Duration::from_secs(2);
 
+/// How long a probe by TCP is waited for: a connection, which may take 1.5 s, and an answer.
+const BY_TCP: Duration = Duration::from_millis(2500);
+
+/// Asks an `auto://` server by TCP, which decides whether its clients' questions go by TCP again.
+pub(super) async fn by_tcp(pool: Weak<Pool>, server: Weak<Server>) {
+    let (key, server) = {
+        let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
+        (pool.probe_key(), server)
+    };
+    let answered = timeout(BY_TCP, server.probe_tcp(&key, &AtomicBool::new(false))).await;
+    server.decide(matches!(answered, Ok(Ok(()))));
+}
+
 /// Probes a server until it answers, or until it or its pool is gone.
 pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
     let began = Instant::now();

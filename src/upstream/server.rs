@@ -6,8 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use super::auto::{Choice, FALLBACK};
 use super::connection::{Broken, Connection};
 use super::connections::{Connections, Proof};
 use super::health::Health;
@@ -16,6 +17,7 @@ use super::queue::Source;
 use super::tls::{self, Tls};
 use super::transport::Network;
 use super::{Cause, Counts, Late, Sent};
+use crate::clock;
 use crate::config;
 use crate::metrics::Histogram;
 use crate::wire::key::Key;
@@ -59,6 +61,10 @@ pub struct Errand {
 #[derive(Debug)]
 pub struct Sending {
     udp_first: bool,
+    /// It waits for a datagram.
+    by_udp: AtomicBool,
+    /// Held by the one try at a server that waits for a datagram, where there may be others.
+    lane: Option<Arc<AtomicBool>>,
     udp: AtomicU32,
     tcp: AtomicU32,
     /// The connection it went by, when, and whether that had carried queries before.
@@ -69,8 +75,13 @@ pub struct Sending {
 impl Sending {
     /// Nothing yet.
     pub fn new(udp_first: bool) -> Self {
-        let (udp, tcp) = Default::default();
-        Self { udp_first, udp, tcp, by: OnceLock::new(), repeat: Notify::new() }
+        let (udp, tcp, by_udp) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(udp_first));
+        Self { udp_first, by_udp, lane: None, udp, tcp, by: OnceLock::new(), repeat: Notify::new() }
+    }
+
+    /// Of several tries with one `lane`, one at a time waits for a datagram.
+    pub fn with(self, lane: Option<Arc<AtomicBool>>) -> Self {
+        Self { lane, ..self }
     }
 
     /// Has the datagram sent again: the one before may be lost.
@@ -78,9 +89,10 @@ impl Sending {
         self.repeat.notify_one();
     }
 
-    /// Whether it waits for a datagram: not after UDP has truncated the answer.
+    /// Whether it waits for a datagram: not after UDP has truncated the answer, but after TCP has failed where UDP
+    /// comes next.
     pub fn is_udp(&self) -> bool {
-        self.udp_first && self.tcp.load(Ordering::Relaxed) == 0
+        self.by_udp.load(Ordering::Relaxed)
     }
 
     /// The connection that it went by, and when.
@@ -125,6 +137,37 @@ impl How {
     }
 }
 
+/// A try that waits for a datagram, the only one of its lane.
+struct Listening<'a>(&'a Sending);
+
+impl<'a> Listening<'a> {
+    /// `None` while another one does.
+    fn begin(sending: &'a Sending) -> Option<Self> {
+        if sending.lane.as_ref().is_some_and(|lane| lane.swap(true, Ordering::Relaxed)) {
+            return None;
+        }
+        sending.by_udp.store(true, Ordering::Relaxed);
+        Some(Self(sending))
+    }
+}
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        self.0.by_udp.store(false, Ordering::Relaxed);
+        if let Some(lane) = &self.0.lane {
+            lane.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What came by UDP.
+enum Datagram {
+    Answer(Answer),
+    Truncated,
+    /// Somebody guesses, and only a stream can be trusted.
+    Guessed,
+}
+
 /// A server of a pool.
 pub struct Server {
     /// Where it is.
@@ -144,6 +187,8 @@ pub struct Server {
     plain_until: AtomicU64,
     started: Instant,
     connections: Arc<Connections>,
+    /// What `auto://` has found out.
+    choice: Choice,
     /// Queries being asked by UDP.
     udp_in_flight: AtomicUsize,
     /// Nanoseconds since `started` to its last answer; 0 before the first.
@@ -166,7 +211,7 @@ impl Server {
         };
         let (counts, pace): (Arc<Counts>, Arc<Pace>) = Default::default();
         let (shared, seen, known) = (Arc::clone(&settings), Arc::clone(&counts), Arc::clone(&pace));
-        let connections = Connections::new(addr, shared, seen, known, tls.clone());
+        let connections = Connections::new(addr, shared, seen, known, tls.clone(), how == How::Auto);
         Arc::new(Self {
             addr,
             label,
@@ -178,6 +223,7 @@ impl Server {
             plain_until: AtomicU64::new(0),
             started: Instant::now(),
             connections,
+            choice: Choice::default(),
             udp_in_flight: AtomicUsize::new(0),
             answered_ns: AtomicU64::new(0),
             counts,
@@ -187,7 +233,21 @@ impl Server {
 
     /// Whether it is asked by UDP first.
     pub fn is_udp_first(&self) -> bool {
-        self.how == How::Udp
+        self.how == How::Udp || (self.is_auto() && self.choice.is_udp())
+    }
+
+    /// Whether it is found out how it is asked.
+    pub fn is_auto(&self) -> bool {
+        self.how == How::Auto
+    }
+
+    /// By what it is asked first at the moment.
+    pub fn transport(&self) -> &'static str {
+        match self.how {
+            How::Tls(_) => "tls",
+            _ if self.is_udp_first() => "udp",
+            _ => "tcp",
+        }
     }
 
     /// Queries in flight to it.
@@ -204,6 +264,10 @@ impl Server {
     pub fn answered(&self, took: Duration) {
         self.pace.observe(took);
         self.durations.observe(took, 1);
+        self.was_heard();
+    }
+
+    fn was_heard(&self) {
         self.answered_ns.store((self.started.elapsed().as_nanos() as u64).max(1), Ordering::Relaxed);
     }
 
@@ -212,6 +276,21 @@ impl Server {
         let answered_ns = self.answered_ns.load(Ordering::Relaxed);
         (answered_ns > 0 && self.started + Duration::from_nanos(answered_ns) >= since)
             || self.connections.have_answered_since(since)
+    }
+
+    /// The same for answers by its connections alone.
+    pub fn has_answered_by_tcp_since(&self, since: Instant) -> bool {
+        self.connections.have_answered_since(since)
+    }
+
+    /// Whether none of its connections has ever answered.
+    pub fn is_mute_by_tcp(&self) -> bool {
+        !self.connections.have_answered()
+    }
+
+    /// Whether one of its connections owes an answer, and has brought none for so long.
+    pub fn is_silent_by_tcp(&self, patience: Duration) -> bool {
+        self.connections.is_one_silent(patience)
     }
 
     /// Open connections.
@@ -251,32 +330,81 @@ impl Server {
         errand: &Errand,
         sending: &Sending,
     ) -> Result<Answer, Cause> {
-        if self.is_udp_first() {
-            let message = {
-                let _counted = InFlight::count(&self.udp_in_flight);
-                self.ask_udp(key, edns_size, sending).await?
+        if !sending.udp_first {
+            let (cause, connection) = match self.ask_tcp(key, edns_size, errand, sending).await {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
             };
-            if let Some(message) = message
-                && let Some(answer) = read(message, key)?
-            {
-                return Ok(answer);
+            let goes_on = self.is_auto() && is_about_tcp(cause, connection.as_deref(), errand);
+            let Some(_listening) = goes_on.then(|| Listening::begin(sending)).flatten() else {
+                return Err(cause);
+            };
+            let datagram = self.ask_udp(key, edns_size, sending).await?;
+            if !matches!(datagram, Datagram::Guessed) {
+                self.tcp_failed(connection.as_deref());
             }
+            return match datagram {
+                Datagram::Answer(answer) => Ok(answer),
+                Datagram::Truncated => Err(Cause::Truncated),
+                Datagram::Guessed => Err(cause),
+            };
         }
+        let datagram = {
+            let _listening = Listening::begin(sending).ok_or(Cause::GivenUp)?;
+            self.ask_udp(key, edns_size, sending).await?
+        };
+        let truncated = matches!(datagram, Datagram::Truncated);
+        if let Datagram::Answer(answer) = datagram {
+            return Ok(answer);
+        }
+        self.ask_tcp(key, edns_size, errand, sending).await.map_err(|(cause, _)| match cause {
+            Cause::Connect | Cause::Closed if truncated => Cause::Truncated,
+            cause => cause,
+        })
+    }
+
+    /// Asks by a connection. With the cause of a failure comes the connection, where there was one.
+    async fn ask_tcp(
+        &self,
+        key: &Key,
+        edns_size: Option<u16>,
+        errand: &Errand,
+        sending: &Sending,
+    ) -> Result<Answer, (Cause, Option<Arc<Connection>>)> {
         let now = Instant::now();
         let left = errand.deadline.saturating_duration_since(now);
-        let place = self.connections.place(errand.source, errand.proof, left).await?;
+        let place = self.connections.place(errand.source, errand.proof, left).await;
+        let place = place.map_err(|cause| (cause, None))?;
         let connection = Arc::clone(place.connection());
-        let _ = sending.by.set((connection, Instant::now(), place.is_reused()));
+        let reused = place.is_reused();
+        let _ = sending.by.set((Arc::clone(&connection), Instant::now(), reused));
         sending.tcp.fetch_add(1, Ordering::Relaxed);
-        let message = place.ask(key, edns_size).await;
-        // Over TCP nothing has a reason to be truncated.
-        read(message.map_err(|Broken| Cause::Closed)?, key)?.ok_or(Cause::Malformed)
+        let answer = match place.ask(key, edns_size).await {
+            // Over TCP nothing has a reason to be truncated.
+            Ok(message) => read(message, key).and_then(|answer| answer.ok_or(Cause::Malformed)),
+            Err(Broken) => Err(Cause::Closed),
+        };
+        if !reused && answer.is_ok() {
+            self.connections.answers();
+        }
+        answer.map_err(|cause| (cause, Some(connection)))
+    }
+
+    /// Asks by UDP, and says that a datagram that came is a sign of life.
+    async fn ask_udp(&self, key: &Key, edns_size: Option<u16>, sending: &Sending) -> Result<Datagram, Cause> {
+        let message = {
+            let _counted = InFlight::count(&self.udp_in_flight);
+            self.send_datagram(key, edns_size, sending).await?
+        };
+        let Some(message) = message else { return Ok(Datagram::Guessed) };
+        self.was_heard();
+        Ok(read(message, key)?.map_or(Datagram::Truncated, Datagram::Answer))
     }
 
     /// Asks by UDP from a port of its own, and once more from the same port under the same ID whenever it is
     /// told to. It listens until whoever is tired of waiting drops it. `None` when somebody guesses, and only
     /// a stream can be trusted.
-    async fn ask_udp(
+    async fn send_datagram(
         &self,
         key: &Key,
         edns_size: Option<u16>,
@@ -328,11 +456,80 @@ impl Server {
     /// # Errors
     /// Why it does not.
     pub async fn probe(&self, key: &Key, reached: &AtomicBool) -> Result<(), Cause> {
-        if self.is_udp_first() {
-            let sending = Sending::new(true);
-            return self.ask_udp(key, Some(self.settings.edns_size), &sending).await.map(drop);
+        match self.how {
+            How::Udp => self.probe_udp(key).await,
+            How::Auto => self.probe_both(key, reached).await,
+            _ => self.probe_tcp(key, reached).await,
         }
+    }
+
+    async fn probe_udp(&self, key: &Key) -> Result<(), Cause> {
+        let sending = Sending::new(true);
+        self.send_datagram(key, Some(self.settings.edns_size), &sending).await.map(drop)
+    }
+
+    /// Whether it answers by a new connection, which is kept if it does.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn probe_tcp(&self, key: &Key, reached: &AtomicBool) -> Result<(), Cause> {
         self.connections.probe(key, Some(self.settings.edns_size), reached).await
+    }
+
+    /// Both at once: a server that is back is asked by what it answers.
+    async fn probe_both(&self, key: &Key, reached: &AtomicBool) -> Result<(), Cause> {
+        let (by_tcp, by_udp) = (self.probe_tcp(key, reached), self.probe_udp(key));
+        tokio::pin!(by_tcp, by_udp);
+        let (tcp, udp) = tokio::select! {
+            tcp = &mut by_tcp => match tcp {
+                Ok(()) => (Ok(()), Err(Cause::GivenUp)),
+                Err(cause) => (Err(cause), by_udp.await),
+            },
+            udp = &mut by_udp => match udp {
+                Ok(()) => (timeout(FALLBACK, by_tcp).await.unwrap_or(Err(Cause::Timeout)), udp),
+                Err(_) => (by_tcp.await, udp),
+            },
+        };
+        match (tcp, udp) {
+            (Ok(()), _) => self.decide(true),
+            (Err(_), Ok(())) => self.doubt(),
+            (Err(cause), Err(_)) => return Err(cause),
+        }
+        Ok(())
+    }
+
+    /// TCP has failed a query, and UDP answered it. If other connections work, there were too many.
+    fn tcp_failed(&self, connection: Option<&Connection>) {
+        match connection {
+            Some(connection) if connection.has_answered() => {}
+            _ if !self.connections.work() => self.doubt(),
+            Some(connection) => self.connections.was_cut_off(connection.number),
+            None => {}
+        }
+    }
+
+    /// UDP answers what TCP does not: it comes first for now, for those as well who wait for a connection.
+    pub fn doubt(&self) {
+        if let Some(retry) = self.choice.doubt(clock::now()) {
+            tracing::info!(server = %self.label, ?retry, "answers by UDP and not by TCP: it is asked by UDP");
+            self.connections.give_up();
+        }
+    }
+
+    /// Whether it is to be probed by TCP now; once for each probe.
+    pub fn is_tcp_due(&self) -> bool {
+        self.is_auto() && !self.health.is_passed_over() && self.choice.is_due(clock::now())
+    }
+
+    /// What a probe by TCP has shown.
+    pub fn decide(&self, answered: bool) {
+        let now = clock::now();
+        if !answered {
+            let retry = self.choice.fails(now);
+            tracing::debug!(server = %self.label, ?retry, "does not answer by TCP yet");
+        } else if self.choice.works(now) {
+            tracing::info!(server = %self.label, "answers by TCP: it is asked by TCP");
+        }
     }
 
     /// Lets go of connections that nothing has used for a while, before the server does, and of those
@@ -358,6 +555,16 @@ impl<'a> InFlight<'a> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a failure is one of TCP, so that UDP may do better: no connection, one that ended before it brought anything,
+/// or one that ended for a query that had no luck with another before.
+fn is_about_tcp(cause: Cause, connection: Option<&Connection>, errand: &Errand) -> bool {
+    match cause {
+        Cause::Connect => true,
+        Cause::Closed => errand.proof.is_some() || connection.is_some_and(|of| !of.has_answered()),
+        _ => false,
     }
 }
 

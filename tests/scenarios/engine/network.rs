@@ -21,7 +21,7 @@ use crate::saying::{Saying, Told, tell};
 /// Bytes that a stream holds between its ends.
 const STREAM: usize = 128 * 1024;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Transport {
     Udp,
     Tcp,
@@ -88,7 +88,10 @@ pub(crate) struct Seen {
 #[derive(Default)]
 struct State {
     rules: Vec<Rule>,
-    reachable: HashMap<SocketAddr, Reachable>,
+    reachable: HashMap<(SocketAddr, Transport), Reachable>,
+    /// Streams open to a server, and how many it takes.
+    streams: HashMap<SocketAddr, usize>,
+    most: HashMap<SocketAddr, usize>,
     seen: Vec<Seen>,
     /// The zones whose SOA the agent asks for on its own behalf.
     probes: Vec<Name>,
@@ -130,8 +133,18 @@ impl Servers {
         self.state().rules.clear();
     }
 
-    pub(crate) fn reach(&self, server: SocketAddr, reachable: Reachable) {
-        self.state().reachable.insert(server, reachable);
+    /// By one transport or, with `None`, by both.
+    pub(crate) fn reach(&self, server: SocketAddr, transport: Option<Transport>, reachable: Reachable) {
+        for by in [Transport::Udp, Transport::Tcp] {
+            if transport.is_none_or(|only| only == by) {
+                self.state().reachable.insert((server, by), reachable);
+            }
+        }
+    }
+
+    /// The server refuses streams beyond so many.
+    pub(crate) fn limit(&self, server: SocketAddr, most: usize) {
+        self.state().most.insert(server, most);
     }
 
     /// All streams to a server end, whatever is under way on them.
@@ -183,8 +196,8 @@ impl Servers {
         self.state().unexpected.clone()
     }
 
-    fn reachable(&self, server: SocketAddr) -> Reachable {
-        self.state().reachable.get(&server).copied().unwrap_or(Reachable::Yes)
+    fn reachable(&self, server: SocketAddr, transport: Transport) -> Reachable {
+        self.state().reachable.get(&(server, transport)).copied().unwrap_or(Reachable::Yes)
     }
 
     /// A number for a port or stream.
@@ -197,7 +210,7 @@ impl Servers {
     fn react(&self, bytes: &[u8], server: SocketAddr, transport: Transport, way: usize) -> Option<Told> {
         let message = Message::from_vec(bytes).expect("a well-formed query from the agent");
         let mut state = self.state();
-        let is_silent = state.reachable.get(&server) == Some(&Reachable::Silent);
+        let is_silent = state.reachable.get(&(server, transport)) == Some(&Reachable::Silent);
         let question = message.queries.first();
         let is_probe =
             question.is_some_and(|of| of.query_type == RecordType::SOA && state.probes.contains(&of.name));
@@ -240,7 +253,7 @@ impl Network for Servers {
     fn connect(&self, server: SocketAddr) -> Opening<Link> {
         let servers = self.clone();
         Box::pin(async move {
-            match servers.reachable(server) {
+            match servers.reachable(server, Transport::Tcp) {
                 Reachable::Yes | Reachable::Silent => {}
                 Reachable::Refuses => return Err(io::ErrorKind::ConnectionRefused.into()),
                 Reachable::Not => std::future::pending().await,
@@ -248,12 +261,19 @@ impl Network for Servers {
             let (ours, theirs) = duplex(STREAM);
             {
                 let mut state = servers.state();
+                let (open, most) = (state.streams.get(&server).copied(), state.most.get(&server).copied());
+                if open.unwrap_or_default() >= most.unwrap_or(usize::MAX) {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
+                *state.streams.entry(server).or_default() += 1;
                 state.opened += 1;
                 state.open += 1;
             }
             tokio::spawn(async move {
                 servers.serve(theirs, server).await;
-                servers.state().open -= 1;
+                let mut state = servers.state();
+                state.open -= 1;
+                *state.streams.entry(server).or_default() -= 1;
             });
             let (reader, writer) = split(ours);
             Ok(Link { reader: Box::new(Stream(reader)), writer: Box::new(writer) })
@@ -286,7 +306,7 @@ impl Servers {
         let (way, moves) = (self.way(), self.moves(server));
         let mut telling = JoinSet::new(); // what is still to be said ends with the stream
         while let Ok(query) = read(&mut reader).await {
-            if self.reachable(server) == Reachable::Not || self.moves(server) > moves {
+            if self.reachable(server, Transport::Tcp) == Reachable::Not || self.moves(server) > moves {
                 continue;
             }
             let Some(told) = self.react(&query, server, Transport::Tcp, way) else { continue };
@@ -294,7 +314,7 @@ impl Servers {
             let (servers, writer) = (self.clone(), Arc::clone(&writer));
             let told = telling.spawn(async move {
                 tokio::time::sleep(told.after).await;
-                if servers.speaks(server) && servers.moves(server) == moves {
+                if servers.speaks(server, Transport::Tcp) && servers.moves(server) == moves {
                     tell(told, &writer).await;
                 }
             });
@@ -309,8 +329,8 @@ impl Servers {
     }
 
     /// Whether what it says arrives.
-    fn speaks(&self, server: SocketAddr) -> bool {
-        !matches!(self.reachable(server), Reachable::Not | Reachable::Silent)
+    fn speaks(&self, server: SocketAddr, by: Transport) -> bool {
+        !matches!(self.reachable(server, by), Reachable::Not | Reachable::Silent)
     }
 }
 
@@ -347,7 +367,7 @@ struct Port {
 
 impl Datagrams for Port {
     fn poll_send(&self, _: &mut Context<'_>, datagram: &[u8]) -> Poll<io::Result<()>> {
-        match self.servers.reachable(self.server) {
+        match self.servers.reachable(self.server, Transport::Udp) {
             Reachable::Not => {}
             Reachable::Refuses => {
                 let _ = self.sender.send(Err(io::ErrorKind::ConnectionRefused.into()));
@@ -357,7 +377,7 @@ impl Datagrams for Port {
                     let (sender, servers, server) = (self.sender.clone(), self.servers.clone(), self.server);
                     tokio::spawn(async move {
                         tokio::time::sleep(told.after).await;
-                        if !servers.speaks(server) {
+                        if !servers.speaks(server, Transport::Udp) {
                             return;
                         }
                         for message in told.messages {

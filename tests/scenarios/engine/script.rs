@@ -35,7 +35,9 @@ impl Scenario {
 
 pub(crate) enum Step {
     On(Match, Option<usize>, Box<Saying>),
-    Server(SocketAddr, Reachable),
+    Server(SocketAddr, Option<Transport>, Reachable),
+    /// How many streams it takes.
+    Limit(SocketAddr, usize),
     /// All streams to a server end.
     Reset(SocketAddr),
     /// All streams to a server lead nowhere.
@@ -193,30 +195,41 @@ fn config(upstream: &str, cache: &str) -> String {
     format!("zones:\n  - match: [\".\"]\n    upstream: {upstream}\n    {cache}\n")
 }
 
+/// What becomes of a server.
+fn reach(words: &[&str]) -> Result<Step, String> {
+    const USAGE: &str =
+        "server ADDRESS up|refuses|unreachable|silent [udp|tcp], or resets, moves, serial, streams=N";
+    let [server, state, transport @ ..] = words else { return Err(USAGE.to_owned()) };
+    if let Some(most) = state.strip_prefix("streams=").filter(|_| transport.is_empty()) {
+        return Ok(Step::Limit(address(server)?, most.parse().map_err(|_| USAGE.to_owned())?));
+    }
+    match (*state, transport) {
+        ("resets", []) => return Ok(Step::Reset(address(server)?)),
+        ("moves", []) => return Ok(Step::Replace(address(server)?)),
+        ("serial", []) => return Ok(Step::Serialize(address(server)?)),
+        _ => {}
+    }
+    let reachable = match *state {
+        "up" => Reachable::Yes,
+        "refuses" => Reachable::Refuses,
+        "unreachable" => Reachable::Not,
+        "silent" => Reachable::Silent,
+        _ => return Err(format!("`{state}`: {USAGE}")),
+    };
+    let transport = match transport {
+        [] => None,
+        ["udp"] => Some(Transport::Udp),
+        ["tcp"] => Some(Transport::Tcp),
+        _ => return Err(USAGE.to_owned()),
+    };
+    Ok(Step::Server(address(server)?, transport, reachable))
+}
+
 fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, String> {
     let words: Vec<&str> = rest.split_whitespace().collect();
     match keyword {
         "on" => on(&words, block),
-        "server" => match words.as_slice() {
-            [server, "resets"] => Ok(Step::Reset(address(server)?)),
-            [server, "moves"] => Ok(Step::Replace(address(server)?)),
-            [server, "serial"] => Ok(Step::Serialize(address(server)?)),
-            [server, state] => Ok(Step::Server(
-                address(server)?,
-                match *state {
-                    "up" => Reachable::Yes,
-                    "refuses" => Reachable::Refuses,
-                    "unreachable" => Reachable::Not,
-                    "silent" => Reachable::Silent,
-                    _ => {
-                        return Err(format!(
-                            "`{state}`: up, refuses, unreachable, silent, resets, moves or serial"
-                        ));
-                    }
-                },
-            )),
-            _ => Err("server ADDRESS up|refuses|unreachable|silent|resets|moves|serial".to_owned()),
-        },
+        "server" => reach(&words),
         "ask" => {
             let (label, words) = label(&words);
             Ok(Step::Ask(label, ask(words)?))

@@ -141,7 +141,8 @@ impl World {
     pub(crate) async fn step(&mut self, step: &Step) -> Result<(), String> {
         match step {
             Step::On(of, left, saying) => self.servers.teach(of.clone(), *left, Saying::clone(saying)),
-            Step::Server(server, reachable) => self.servers.reach(*server, *reachable),
+            Step::Server(server, by, reachable) => self.servers.reach(*server, *by, *reachable),
+            Step::Limit(server, most) => self.servers.limit(*server, *most),
             Step::Reset(server) => {
                 self.servers.reset(*server);
                 tokio::task::yield_now().await;
