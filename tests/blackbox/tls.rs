@@ -159,7 +159,8 @@ fn a_server_that_does_not_prove_its_name_is_servfail_with_the_reason_and_is_used
         assert!(matches!(lines[..], [one] if one.contains(reason)), "{reason}: {output}");
         let failed = agent.admin.count("nodens_upstream_failures_total", &[("cause", "certificate")]);
         let connects = agent.admin.count("nodens_upstream_connects_total", &[("result", "tls")]);
-        assert!(failed >= 4.0 && connects >= 4.0, "{failed} {connects}");
+        // Three tries, and a probe has failed too: then nobody asks it any more.
+        assert!(failed >= 3.0 && connects >= 4.0, "{failed} {connects}");
         assert!(handshakes(&agent, "failed") >= 4.0 && handshakes(&agent, "full") == 0.0);
         let trace = trace(&agent, "trace.example");
         let tries = trace["tries"].as_array().expect("tries");
