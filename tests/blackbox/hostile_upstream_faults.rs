@@ -284,11 +284,12 @@ impl Stage {
         self.has_at_most(0);
     }
 
-    /// Waits until no more than this many descriptors were added, and one for HTTP.
+    /// Waits until no more than this many descriptors were added, and one for HTTP. Connections that were given up stay for
+    /// 10 s.
     #[track_caller]
     fn has_at_most(&self, more: usize) {
         let limit = self.descriptors + more + 1;
-        wait_until("few descriptors are open", seconds(6), || self.agent.descriptors() <= limit);
+        wait_until("few descriptors are open", seconds(15), || self.agent.descriptors() <= limit);
     }
 }
 
