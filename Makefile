@@ -18,7 +18,7 @@ SEEDS := 1 2 3 4 5 6 7 8 9
 help:
 	@echo "make test      install what the tests need (apt, cargo), and run all of them"
 	@echo "make lint      formatting, clippy, documentation"
-	@echo "make bench     the microbenchmarks, the comparison with other servers and the floods (25 minutes)"
+	@echo "make bench     the microbenchmarks, the comparison with other servers, floods and failing upstreams (33 minutes)"
 	@echo "make coverage  how many lines of src/ the tests run, by directory; OF=wire lists the others (10 minutes)"
 	@echo "make fuzz      every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)); see fuzz/README.md"
 	@echo "make nightly   what takes longer than CI may: bench, coverage, fuzz, each property 100 times as often,"
@@ -48,6 +48,7 @@ bench: deps
 	cargo bench --locked --bench micro
 	cargo bench --locked --bench compare
 	cargo bench --locked --bench flood
+	cargo bench --locked --bench pool
 
 nightly: bench coverage fuzz
 	POOL_SEEDS=50 cargo test --locked --test pool_simulation
