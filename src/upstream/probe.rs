@@ -30,14 +30,14 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
     let mut probes = FuturesUnordered::new();
     let reached = Arc::new(AtomicBool::new(false));
     loop {
-        {
+        let wake = {
             let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
             if !server.health.is_passed_over() || !pool.has(&server) {
                 return;
             }
             let now = Instant::now();
-            let patience = if reached.load(Ordering::Relaxed) { HUNG } else { DOWN };
-            if now >= began + patience {
+            let down = began + if reached.load(Ordering::Relaxed) { HUNG } else { DOWN };
+            if now >= down {
                 server.health.probe_failed();
             }
             if now >= next {
@@ -46,7 +46,8 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
                 let (key, asked, reached) = (pool.probe_key(), Arc::clone(&server), Arc::clone(&reached));
                 probes.push(timeout(PATIENCE, async move { asked.probe(&key, &reached).await }));
             }
-        }
+            if now < down { next.min(down) } else { next }
+        };
         tokio::select! {
             Some(ended) = probes.next() => {
                 let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
@@ -56,7 +57,7 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
                     Err(_) => {} // the time that it has been away decides
                 }
             }
-            () = sleep_until(next) => {}
+            () = sleep_until(wake) => {}
         }
     }
 }

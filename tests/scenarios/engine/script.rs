@@ -36,6 +36,8 @@ impl Scenario {
 pub(crate) enum Step {
     On(Match, Option<usize>, Box<Saying>),
     Server(SocketAddr, Reachable),
+    /// So many connections to a server are refused.
+    Refuse(SocketAddr, usize),
     /// All streams to a server end.
     Reset(SocketAddr),
     /// All streams to a server lead nowhere.
@@ -201,6 +203,7 @@ fn step(keyword: &str, rest: &str, block: &[(usize, String)]) -> Result<Step, St
             [server, "resets"] => Ok(Step::Reset(address(server)?)),
             [server, "moves"] => Ok(Step::Replace(address(server)?)),
             [server, "serial"] => Ok(Step::Serialize(address(server)?)),
+            [server, "refuses", count] => Ok(Step::Refuse(address(server)?, number(count)?)),
             [server, state] => Ok(Step::Server(
                 address(server)?,
                 match *state {

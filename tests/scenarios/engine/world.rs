@@ -142,6 +142,7 @@ impl World {
         match step {
             Step::On(of, left, saying) => self.servers.teach(of.clone(), *left, Saying::clone(saying)),
             Step::Server(server, reachable) => self.servers.reach(*server, *reachable),
+            Step::Refuse(server, count) => self.servers.refuse(*server, *count),
             Step::Reset(server) => {
                 self.servers.reset(*server);
                 tokio::task::yield_now().await;
