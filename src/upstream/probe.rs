@@ -43,14 +43,14 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
     let mut probes = FuturesUnordered::new();
     let reached = Arc::new(AtomicBool::new(false));
     loop {
-        {
+        let wake = {
             let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
             if !server.health.is_passed_over() || !pool.has(&server) {
                 return;
             }
             let now = Instant::now();
-            let patience = if reached.load(Ordering::Relaxed) { HUNG } else { DOWN };
-            if now >= began + patience {
+            let down = began + if reached.load(Ordering::Relaxed) { HUNG } else { DOWN };
+            if now >= down {
                 server.health.probe_failed();
             }
             if now >= next {
@@ -59,7 +59,8 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
                 let (key, asked, reached) = (pool.probe_key(), Arc::clone(&server), Arc::clone(&reached));
                 probes.push(timeout(PATIENCE, async move { asked.probe(&key, &reached).await }));
             }
-        }
+            if now < down { next.min(down) } else { next }
+        };
         tokio::select! {
             Some(ended) = probes.next() => {
                 let (Some(pool), Some(server)) = (pool.upgrade(), server.upgrade()) else { return };
@@ -76,7 +77,7 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
                     Err(_) => server.counts.probes.failed.add(1),
                 }
             }
-            () = sleep_until(next) => {}
+            () = sleep_until(wake) => {}
         }
     }
 }

@@ -99,6 +99,8 @@ struct State {
     probed: Vec<SocketAddr>,
     /// Told when all streams of a server end.
     resets: HashMap<SocketAddr, Arc<Notify>>,
+    /// Connections that are still refused.
+    refusals: HashMap<SocketAddr, usize>,
     /// How often what is behind an address has been replaced; older streams lead nowhere.
     moves: HashMap<SocketAddr, usize>,
     /// Servers that answer the queries of a stream one after the other.
@@ -145,6 +147,19 @@ impl Servers {
     /// The server refuses streams beyond so many.
     pub(crate) fn limit(&self, server: SocketAddr, most: usize) {
         self.state().most.insert(server, most);
+    }
+
+    /// The next connections are refused, so many.
+    pub(crate) fn refuse(&self, server: SocketAddr, count: usize) {
+        self.state().refusals.insert(server, count);
+    }
+
+    /// Whether the connection that is tried now is refused.
+    fn is_refused(&self, server: SocketAddr) -> bool {
+        let mut state = self.state();
+        let Some(left) = state.refusals.get_mut(&server).filter(|left| **left > 0) else { return false };
+        *left -= 1;
+        true
     }
 
     /// All streams to a server end, whatever is under way on them.
@@ -254,6 +269,9 @@ impl Network for Servers {
         let servers = self.clone();
         Box::pin(async move {
             match servers.reachable(server, Transport::Tcp) {
+                Reachable::Yes | Reachable::Silent if servers.is_refused(server) => {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
                 Reachable::Yes | Reachable::Silent => {}
                 Reachable::Refuses => return Err(io::ErrorKind::ConnectionRefused.into()),
                 Reachable::Not => std::future::pending().await,

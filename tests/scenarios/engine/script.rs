@@ -38,6 +38,8 @@ pub(crate) enum Step {
     Server(SocketAddr, Option<Transport>, Reachable),
     /// How many streams it takes.
     Limit(SocketAddr, usize),
+    /// So many connections to a server are refused.
+    Refuse(SocketAddr, usize),
     /// All streams to a server end.
     Reset(SocketAddr),
     /// All streams to a server lead nowhere.
@@ -198,7 +200,7 @@ fn config(upstream: &str, cache: &str) -> String {
 /// What becomes of a server.
 fn reach(words: &[&str]) -> Result<Step, String> {
     const USAGE: &str =
-        "server ADDRESS up|refuses|unreachable|silent [udp|tcp], or streams=N, resets, moves or serial";
+        "server ADDRESS up|refuses|unreachable|silent [udp|tcp], or refuses N, streams=N, resets, moves or serial";
     let [server, state, transport @ ..] = words else { return Err(USAGE.to_owned()) };
     if let Some(most) = state.strip_prefix("streams=").filter(|_| transport.is_empty()) {
         return Ok(Step::Limit(address(server)?, most.parse().map_err(|_| USAGE.to_owned())?));
@@ -206,6 +208,9 @@ fn reach(words: &[&str]) -> Result<Step, String> {
     match (*state, transport) {
         ("resets", []) => return Ok(Step::Reset(address(server)?)),
         ("moves", []) => return Ok(Step::Replace(address(server)?)),
+        ("refuses", [count]) if count.parse::<usize>().is_ok() => {
+            return Ok(Step::Refuse(address(server)?, number(count)?));
+        }
         ("serial", []) => return Ok(Step::Serialize(address(server)?)),
         _ => {}
     }

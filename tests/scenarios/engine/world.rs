@@ -143,6 +143,7 @@ impl World {
             Step::On(of, left, saying) => self.servers.teach(of.clone(), *left, Saying::clone(saying)),
             Step::Server(server, by, reachable) => self.servers.reach(*server, *by, *reachable),
             Step::Limit(server, most) => self.servers.limit(*server, *most),
+            Step::Refuse(server, count) => self.servers.refuse(*server, *count),
             Step::Reset(server) => {
                 self.servers.reset(*server);
                 tokio::task::yield_now().await;

@@ -30,6 +30,10 @@ const WRONG: &[(&str, &str)] = &[
     ("server 192.0.2.53 silent\nask www.example. A\nexpect SERVFAIL", "came after 4s"),
     ("server 192.0.2.53 refuses\nask www.example. A\nexpect SERVFAIL\nprobed 1", "probes"),
     (
+        "server 192.0.2.53 refuses 17\nask www.example. A\nexpect SERVFAIL after=4s\nstreams opened=0",
+        "streams opened",
+    ),
+    (
         "server 192.0.2.53 refuses\nask www.example. A\nexpect SERVFAIL\nserver 192.0.2.53 up\nwait 1s\nasked 1",
         "queries",
     ),
