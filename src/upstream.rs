@@ -28,7 +28,7 @@ use exchange::Asking;
 use hickory_proto::rr::Name;
 use metrics::counter;
 use names::Names;
-use pace::Budget;
+use pace::{Budget, MOVES};
 use queue::Source;
 use server::{How, Server, Settings};
 use tls::Tls;
@@ -269,6 +269,8 @@ pub struct Pool {
     answers: AtomicU64,
     /// Of second queries.
     budget: Budget,
+    /// Of queries that are asked again because a connection is silent.
+    moves: Budget,
     /// Those that were sent.
     hedges: Hedges,
     /// What probes ask for.
@@ -305,6 +307,7 @@ impl Pool {
         };
         let pool = Arc::new_cyclic(|me| Self {
             budget: Budget::new(definition.hedge.as_ref()),
+            moves: Budget::new(Some(&MOVES)),
             names: Names::new(&definition, ours, &settings),
             definition,
             servers: ArcSwap::default(),

@@ -29,6 +29,8 @@ use crate::wire::response::{Answer, Kind};
 
 /// dns-rules: tries of one flight at one server, repeated datagrams included.
 const TRIES: u32 = 3;
+/// After its first second a try is looked at as often as this: that nobody is there may have become known meanwhile.
+const LOOK: Duration = Duration::from_millis(500);
 /// Queries of one flight that may be outstanding.
 const AT_ONCE: usize = 2;
 /// A datagram is not repeated sooner: one that was lost is rare, and the servers of `system` are far away.
@@ -110,11 +112,24 @@ impl Try {
         }
     }
 
+    /// Since when it waits for an answer: it may have waited for room before.
+    fn waits_since(&self) -> Instant {
+        self.sending.connection().map_or(self.started, |(_, at)| at)
+    }
+
     /// How long it is waited for: less for a connection where UDP may do better.
     fn silent_after(&self, server: &Server) -> Duration {
         let silence = server.pace.silent_after();
         let no_connection = server.is_auto() && self.sending.connection().is_none();
         if no_connection { silence.min(FALLBACK) } else { silence }
+    }
+
+    /// Whether its connection owes answers and brings none any more, whatever it brought before.
+    fn has_fallen_silent(&self, server: &Server) -> bool {
+        match self.sending.connection() {
+            Some((connection, _)) => connection.is_stuck(Instant::now(), self.silent_after(server)),
+            None => self.is_silent(server),
+        }
     }
 
     /// Whether TCP has brought it nothing where UDP may: no connection, or one that is silent for a second, or after
@@ -139,6 +154,7 @@ impl<'a> Asking<'a> {
     pub(super) fn new(pool: &'a Pool, key: &'a Key, source: Source, deadline: Instant) -> Self {
         let servers = pool.servers();
         pool.budget.earn();
+        pool.moves.earn();
         Self {
             pool,
             key,
@@ -223,18 +239,20 @@ impl<'a> Asking<'a> {
     fn look(&mut self) {
         let Some(newest) = self.open.last_mut() else { return };
         let server = &self.servers[newest.server];
-        let (waited, silence) = (newest.started.elapsed(), newest.silent_after(server));
+        let (waited, silence) = (newest.waits_since().elapsed(), newest.silent_after(server));
         if newest.sending.is_udp() {
             newest.looks += 1;
             self.look_at_datagram();
         } else if waited >= silence.min(PATIENCE) {
             newest.looks += 1;
-            if newest.is_silent(server) || (waited >= PATIENCE && newest.sending.connection().is_some()) {
+            let has_connection = newest.sending.connection().is_some();
+            if newest.has_fallen_silent(server) || (waited >= PATIENCE && has_connection) {
                 self.ask_again(Why::Silent);
             }
         } else if !newest.hedged && waited >= server.pace.late_after() {
-            newest.hedged = true;
-            if self.open.len() < AT_ONCE {
+            // Who waits in the queue of a server that answers would only wait there twice.
+            newest.hedged = newest.sending.connection().is_some() || newest.is_silent(server);
+            if newest.hedged && self.open.len() < AT_ONCE {
                 self.hedge();
             }
         }
@@ -265,14 +283,20 @@ impl<'a> Asking<'a> {
         let Some(newest) = self.open.last() else { return };
         let server = &self.servers[newest.server];
         let (pace, silence) = (&server.pace, newest.silent_after(server));
+        let (since, late) = (newest.waits_since(), pace.late_after());
         let after = if newest.sending.is_udp() {
             pace.silent_after().max(DATAGRAM) * ((1 << newest.looks.min(8)) * 2 - 1)
-        } else if !newest.hedged && newest.looks == 0 && pace.late_after() < silence {
-            pace.late_after()
+        } else if !newest.hedged && newest.looks == 0 && late < silence && since.elapsed() < late {
+            late
         } else {
             silence * ((1 << newest.looks.min(8)) * 2 - 1)
         };
-        self.wake = newest.started + after;
+        self.wake = since + after;
+        if !newest.sending.is_udp() {
+            let patience_ends = since + PATIENCE;
+            let soon = if since.elapsed() < PATIENCE { patience_ends } else { Instant::now() + LOOK };
+            self.wake = self.wake.min(soon);
+        }
     }
 
     /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many.
@@ -280,7 +304,7 @@ impl<'a> Asking<'a> {
         let by_udp = (why == Why::Silent).then(|| self.next_by_udp()).flatten();
         if why == Why::Silent && by_udp.is_none() {
             (0..self.open.len()).for_each(|index| self.judge(index));
-            if self.nobody_answers() {
+            if self.nobody_answers() || !self.may_move() {
                 return;
             }
             self.moved = true;
@@ -292,6 +316,13 @@ impl<'a> Asking<'a> {
             self.write_down(&oldest, Some(Cause::Timeout));
         }
         self.start(index, why);
+    }
+
+    /// Whether its silence is reason enough. There is a budget for it, because a slow name silences a connection as a
+    /// dead server does; after a second nobody counts.
+    fn may_move(&self) -> bool {
+        let is_old = self.open.last().is_some_and(|newest| newest.started.elapsed() >= PATIENCE);
+        is_old || self.pool.moves.spend()
     }
 
     /// Whether it has been asked elsewhere already, and nobody has been answered by any server meanwhile: more

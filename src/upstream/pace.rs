@@ -108,6 +108,10 @@ fn bucket(took: Duration) -> usize {
     if ratio <= 1.0 { 0 } else { ((ratio.log2() * 4.0).ceil() as usize).min(BUCKETS - 1) }
 }
 
+/// How many queries may be asked again because their connection has gone silent, in the same terms. At 2,000 misses a second
+/// half a server's connections hold some 50 when they die; the burst has room for ten times that load.
+pub const MOVES: config::Hedge = config::Hedge { budget: 5, burst: 512 };
+
 /// How many hedges may go out: so many for each hundred queries, and not more at once than the burst.
 #[derive(Debug)]
 pub struct Budget {

@@ -199,8 +199,7 @@ fn config(upstream: &str, cache: &str) -> String {
 
 /// What becomes of a server.
 fn reach(words: &[&str]) -> Result<Step, String> {
-    const USAGE: &str =
-        "server ADDRESS up|refuses|unreachable|silent [udp|tcp], or refuses N, streams=N, resets, moves or serial";
+    const USAGE: &str = "server ADDRESS up|refuses|unreachable|silent [udp|tcp], or refuses N, streams=N, resets, moves or serial";
     let [server, state, transport @ ..] = words else { return Err(USAGE.to_owned()) };
     if let Some(most) = state.strip_prefix("streams=").filter(|_| transport.is_empty()) {
         return Ok(Step::Limit(address(server)?, most.parse().map_err(|_| USAGE.to_owned())?));
