@@ -25,6 +25,7 @@ use crate::cache::failure::Failures;
 use crate::cache::front::Front;
 use crate::config::Limits;
 use crate::metrics::{Dropped, FLIGHT_JOINS, FLIGHTS_REFUSED, Metrics, Source, Transport};
+use crate::upstream::queue;
 use crate::wire::edns::ExtendedError;
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::{OurEdns, Query, Reject, write_header_only};
@@ -60,6 +61,14 @@ pub struct Miss {
     key: Key,
     zone: Arc<Zone>,
     asked: Asked,
+    expired: Option<Arc<Entry>>,
+}
+
+/// A flight that has been opened and not started.
+pub struct Takeoff {
+    key: Key,
+    zone: Arc<Zone>,
+    source: queue::Source,
     expired: Option<Arc<Entry>>,
 }
 
@@ -250,16 +259,20 @@ impl Resolver {
 
     /// Lets the client of a miss wait: for the flight of its key, which starts if there is none.
     /// True if there was one.
-    #[expect(clippy::boxed_local, reason = "as it stands in `Step`")]
     pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) -> bool {
+        let opened = self.join(miss, to);
+        opened.map(|takeoff| self.start(vec![takeoff])).is_none()
+    }
+
+    /// Lets the client of a miss wait. The flight that it opens, if there is none of its key, is to be started.
+    #[expect(clippy::boxed_local, reason = "as it stands in `Step`")]
+    #[must_use = "somebody waits for it"]
+    pub fn join(&self, miss: Box<Miss>, to: ReplyTo) -> Option<Takeoff> {
         let Miss { key, zone, asked, expired } = *miss;
         let stale =
             expired.as_ref().is_some_and(|entry| zone.may_serve_stale(entry, asked.received).is_some());
         match self.flights.join(&key, Waiter { asked, to }, stale) {
-            Joined::First(source) => {
-                self.runtime.spawn(Arc::clone(self).fly(key, zone, source, expired));
-                return false;
-            }
+            Joined::First(source) => return Some(Takeoff { key, zone, source, expired }),
             Joined::Waiting => self.joins.increment(1),
             Joined::Late(waiter) => self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]),
             Joined::Full(waiter, bound) => {
@@ -267,7 +280,20 @@ impl Resolver {
                 self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]);
             }
         }
-        true
+        None
+    }
+
+    /// Starts the flights that a batch of packets has opened. The runtime is woken once for all of them.
+    pub fn start(self: &Arc<Self>, flights: Vec<Takeoff>) {
+        if flights.is_empty() {
+            return;
+        }
+        let resolver = Arc::clone(self);
+        self.runtime.spawn(async move {
+            for Takeoff { key, zone, source, expired } in flights {
+                tokio::spawn(Arc::clone(&resolver).fly(key, zone, source, expired));
+            }
+        });
     }
 
     /// Asks for a key behind the answer that was just given.
