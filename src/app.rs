@@ -25,7 +25,7 @@ use crate::resolve::echo::Loop;
 use crate::resolve::view::View;
 use crate::serve::socket::{self, Listeners};
 use crate::serve::tcp::{Clients, Listener};
-use crate::serve::udp::Worker;
+use crate::serve::udp::{Replies, Worker};
 use crate::serve::{Pulse, socket::HEARTBEAT};
 use crate::upstream::transport::Kernel;
 use crate::upstream::{Late, LateAnswer, Pool, system, tls};
@@ -295,8 +295,10 @@ fn serve(
     for Listeners { udp, tcp, addr } in sockets {
         for (slot, socket) in udp.into_iter().enumerate() {
             let pulse = Arc::new(Pulse::new());
+            let socket = Arc::new(socket);
             let worker = Worker {
-                socket: Arc::new(socket),
+                replies: Arc::new(Replies::new(Arc::clone(&socket), Arc::clone(&resolver.metrics))),
+                socket,
                 addr,
                 slot,
                 pulse: Arc::clone(&pulse),

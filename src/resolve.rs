@@ -28,7 +28,7 @@ use crate::cache::front::Front;
 use crate::clock;
 use crate::config::Limits;
 use crate::metrics::{Dropped, FLIGHT_JOINS, FLIGHTS_REFUSED, Metrics, Source, Transport};
-use crate::upstream::Attempt;
+use crate::upstream::{Attempt, queue};
 use crate::wire::edns::ExtendedError;
 use crate::wire::key::{Key, KeyBuf};
 use crate::wire::query::{OurEdns, Query, Reject, write_header_only};
@@ -85,6 +85,14 @@ pub enum Waits {
     Late,
     /// Not at all: a bound was reached.
     Refused(Bound),
+}
+
+/// A flight that has been opened and not started.
+pub struct Takeoff {
+    key: Key,
+    zone: Arc<Zone>,
+    source: queue::Source,
+    expired: Option<Arc<Entry>>,
 }
 
 /// Everything that answers queries.
@@ -273,30 +281,48 @@ impl Resolver {
     }
 
     /// Lets the client of a miss wait: for the flight of its key, which starts if there is none.
-    #[expect(clippy::boxed_local, reason = "as it stands in `Step`")]
     pub fn wait(self: &Arc<Self>, miss: Box<Miss>, to: ReplyTo) -> Waits {
+        let (waits, opened) = self.join(miss, to);
+        self.start(opened.into_iter().collect());
+        waits
+    }
+
+    /// Lets the client of a miss wait. The flight that it opens, if there is none of its key, is to be started.
+    #[expect(clippy::boxed_local, reason = "as it stands in `Step`")]
+    #[must_use = "somebody waits for it"]
+    pub fn join(&self, miss: Box<Miss>, to: ReplyTo) -> (Waits, Option<Takeoff>) {
         let Miss { key, zone, asked, expired } = *miss;
         let stale =
             expired.as_ref().is_some_and(|entry| zone.may_serve_stale(entry, asked.received).is_some());
         match self.flights.join(&key, Waiter { asked, to }, stale) {
-            Joined::First(source) => {
-                self.runtime.spawn(Arc::clone(self).fly(key, zone, source, expired));
-                Waits::First
-            }
+            Joined::First(source) => (Waits::First, Some(Takeoff { key, zone, source, expired })),
             Joined::Waiting => {
                 self.joins.increment(1);
-                Waits::Joined
+                (Waits::Joined, None)
             }
             Joined::Late(waiter) => {
                 self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]);
-                Waits::Late
+                (Waits::Late, None)
             }
             Joined::Full(waiter, bound) => {
                 counter!(FLIGHTS_REFUSED, "reason" => bound.label()).increment(1);
                 self.answer_without(&zone, expired.as_deref(), [waiter], None, &[]);
-                Waits::Refused(bound)
+                (Waits::Refused(bound), None)
             }
         }
+    }
+
+    /// Starts the flights that a batch of packets has opened. The runtime is woken once for all of them.
+    pub fn start(self: &Arc<Self>, flights: Vec<Takeoff>) {
+        if flights.is_empty() {
+            return;
+        }
+        let resolver = Arc::clone(self);
+        self.runtime.spawn(async move {
+            for Takeoff { key, zone, source, expired } in flights {
+                tokio::spawn(Arc::clone(&resolver).fly(key, zone, source, expired));
+            }
+        });
     }
 
     /// Lets somebody wait for the end of a flight, for the tries that it made. False if it has ended.

@@ -1,11 +1,10 @@
 //! One flight per key: equal questions that miss share one upstream query, however many ask.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use socket2::SockRef;
 use tokio::sync::oneshot;
 
 use super::share::{Bound, Taken};
@@ -59,13 +58,28 @@ pub trait Outlet: std::fmt::Debug + Send + Sync {
     fn source(&self) -> Source;
 }
 
+/// A socket with many clients, whose answers go out together.
+pub trait Port: std::fmt::Debug + Send + Sync {
+    /// Takes an answer that `write` writes, to a query that was received then. True if none was there before it:
+    /// [`Port::flush`] is to be called once those that come with it are here too.
+    fn put(
+        &self,
+        peer: SocketAddr,
+        received: Instant,
+        write: &mut dyn FnMut(&mut Vec<u8>) -> metrics::Source,
+    ) -> bool;
+
+    /// Sends what is there.
+    fn flush(&self);
+}
+
 /// Where an answer goes.
 #[derive(Debug)]
 pub enum ReplyTo {
     /// A datagram from the socket on which the query came.
     Udp {
         /// That socket.
-        socket: Arc<UdpSocket>,
+        port: Arc<dyn Port>,
         /// Its address.
         ours: SocketAddr,
         /// The client's.
@@ -88,23 +102,6 @@ pub struct Told {
     pub source: metrics::Source,
     /// The tries that have ended.
     pub attempts: Vec<Attempt>,
-}
-
-impl ReplyTo {
-    /// Sends a message. False if it was lost: a full socket buffer, or a client that has gone.
-    pub fn send(self, message: &[u8], source: metrics::Source, attempts: &[Attempt]) -> bool {
-        match self {
-            Self::Udp { socket, peer, .. } => {
-                let socket = SockRef::from(&*socket);
-                socket.send_to_with_flags(message, &peer.into(), libc::MSG_DONTWAIT).is_ok()
-            }
-            Self::Stream(client) => client.deliver(message),
-            Self::Trace(asker) => {
-                asker.send(Told { message: message.to_vec(), source, attempts: attempts.to_vec() }).is_ok()
-            }
-            Self::Witness(asker) => asker.send(attempts.to_vec()).is_ok(),
-        }
-    }
 }
 
 /// Our address, the client's, and its query's ID.
@@ -371,6 +368,18 @@ mod tests {
     use crate::wire::key::KeyBuf;
     use std::net::IpAddr;
 
+    /// Where no answer comes to.
+    #[derive(Debug)]
+    struct Nowhere;
+
+    impl Port for Nowhere {
+        fn put(&self, _: SocketAddr, _: Instant, _: &mut dyn FnMut(&mut Vec<u8>) -> metrics::Source) -> bool {
+            unreachable!("no flight lands here")
+        }
+
+        fn flush(&self) {}
+    }
+
     fn query(id: u16) -> Query<'static> {
         Query { id, flags: 0, name: b"\x01n\x00", qtype: 1, qclass: 1, edns: None }
     }
@@ -379,29 +388,27 @@ mod tests {
         KeyBuf::new(&Query { qtype, ..query(1) }).to_key()
     }
 
-    fn waiter(socket: &Arc<UdpSocket>, port: u16, id: u16) -> Waiter {
+    fn waiter(port: u16, id: u16) -> Waiter {
         let ours = OurEdns { size: 1232, keepalive: None };
         let asked = Asked::new(&query(id), ours, Instant::now());
         let ours = ([127, 0, 0, 53], 53).into();
         let peer = ([127, 0, 0, 1], port).into();
-        Waiter { asked, to: ReplyTo::Udp { socket: Arc::clone(socket), ours, peer } }
+        Waiter { asked, to: ReplyTo::Udp { port: Arc::new(Nowhere), ours, peer } }
     }
 
-    /// Flights with a socket, for tests that have many clients.
+    /// Flights, for tests that have many clients.
     struct Crowd {
         flights: Flights,
-        socket: Arc<UdpSocket>,
     }
 
     impl Crowd {
         fn new(max_flights: usize, max_waiters: usize) -> Self {
-            let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
-            Self { flights: Flights::new(max_flights, max_waiters), socket }
+            Self { flights: Flights::new(max_flights, max_waiters) }
         }
 
         /// A client of the `n`-th source asks.
         fn ask(&self, n: u8, key: &Key, id: u16) -> Joined {
-            let mut waiter = waiter(&self.socket, 9, id);
+            let mut waiter = waiter(9, id);
             if let ReplyTo::Udp { peer, .. } = &mut waiter.to {
                 peer.set_ip([10, 0, 0, n].into());
             }
@@ -429,11 +436,10 @@ mod tests {
 
     #[test]
     fn equal_questions_share_a_flight_and_a_repeated_one_waits_once() {
-        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
         let flights = Flights::new(10, 10);
-        assert!(matches!(flights.join(&key(1), waiter(&socket, 9, 1), true), Joined::First(_)));
+        assert!(matches!(flights.join(&key(1), waiter(9, 1), true), Joined::First(_)));
         for (port, id) in [(9, 1), (9, 2), (8, 1), (8, 1), (9, 2)] {
-            assert!(matches!(flights.join(&key(1), waiter(&socket, port, id), true), Joined::Waiting));
+            assert!(matches!(flights.join(&key(1), waiter(port, id), true), Joined::Waiting));
         }
         assert_eq!((flights.len(), flights.waiting()), (1, 3));
         assert!(!flights.open(&key(1)));
@@ -444,10 +450,9 @@ mod tests {
     /// musl sends one datagram, from one port and under one ID, to each server in resolv.conf.
     #[test]
     fn a_client_that_asks_at_two_of_our_addresses_has_an_answer_from_each() {
-        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
         let flights = Flights::new(10, 10);
         for at in [1, 2, 1, 2] {
-            let mut waiter = waiter(&socket, 9, 1);
+            let mut waiter = waiter(9, 1);
             if let ReplyTo::Udp { ours, .. } = &mut waiter.to {
                 *ours = ([127, 0, 0, at], 53).into();
             }
@@ -572,12 +577,11 @@ mod tests {
 
     #[test]
     fn who_comes_to_a_late_flight_is_told() {
-        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
         let flights = Flights::new(2, 3);
-        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 1), true), Joined::First(_)));
+        assert!(matches!(flights.join(&key(1), waiter(1, 1), true), Joined::First(_)));
         assert_eq!(flights.turn_late(&key(1)).len(), 1);
-        assert!(matches!(flights.join(&key(1), waiter(&socket, 1, 2), true), Joined::Late(_)));
-        let without = flights.join(&key(1), waiter(&socket, 1, 3), false);
+        assert!(matches!(flights.join(&key(1), waiter(1, 2), true), Joined::Late(_)));
+        let without = flights.join(&key(1), waiter(1, 3), false);
         assert!(matches!(without, Joined::Waiting), "nothing stale to give: it waits");
         assert_eq!((flights.land(&key(1)).len(), flights.waiting()), (1, 0));
     }

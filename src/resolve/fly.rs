@@ -1,10 +1,11 @@
 //! One flight, from its first query to the answer of everybody who waits, and answers that come too late
 //! for it.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use super::Resolver;
-use super::flight::{ReplyTo, Waiter};
+use super::flight::{Port, ReplyTo, Told, Waiter};
 use super::view::Zone;
 use crate::cache::entry::{Entry, Style, Ttls};
 use crate::cache::failure::Cause;
@@ -28,7 +29,7 @@ impl Resolver {
         expired: Option<Arc<Entry>>,
     ) {
         let flight = Landing { resolver: &self, key: &key, zone: &zone };
-        let exchange = zone.pool.exchange(&key, source);
+        let mut exchange = pin!(zone.pool.exchange(&key, source)); // once, since it is most of a flight's memory
         let now = clock::now();
         // A refresh ahead of expiry has an entry that is still fresh, and may expire on the way.
         let stale = expired.filter(|entry| {
@@ -38,15 +39,14 @@ impl Resolver {
         let done = match (&stale, &zone.stale) {
             (Some(entry), Some(rule)) if rule.mode == StaleMode::Timer => {
                 let patience = entry.remaining(now).unwrap_or_default() + rule.client_response;
-                tokio::pin!(exchange);
                 tokio::select! {
-                    done = &mut exchange => done,
+                    done = exchange.as_mut() => done,
                     () = tokio::time::sleep(patience) => {
                         if zone.may_serve_stale(entry, clock::now()).is_some() {
                             let waiting = self.flights.turn_late(&key);
                             self.answer_without(&zone, Some(entry), waiting, None, &[]);
                         }
-                        exchange.await
+                        exchange.as_mut().await
                     }
                 }
             }
@@ -119,28 +119,58 @@ impl Resolver {
         }
     }
 
-    /// Writes and sends one waiter's answer.
+    /// Writes and sends one waiter's answer. Those that go out by one socket are sent together.
     fn send(
         &self,
         zone: &Zone,
         waiter: Waiter,
         attempts: &[Attempt],
-        write: impl FnOnce(&Query<'_>, OurEdns, &mut Vec<u8>) -> (Source, u16),
+        mut write: impl FnMut(&Query<'_>, OurEdns, &mut Vec<u8>) -> (Source, u16),
     ) {
         let Waiter { asked, to } = waiter;
-        if matches!(to, ReplyTo::Witness(_)) {
-            let _ = to.send(&[], Source::Miss, attempts); // no answer, so nothing to count
-            return;
-        }
+        let to = match to {
+            ReplyTo::Witness(asker) => {
+                let _ = asker.send(attempts.to_vec()); // no answer, so nothing to count
+                return;
+            }
+            to => to,
+        };
         let shared = self.metrics.shared();
-        let mut out = Vec::with_capacity(512);
-        let (source, code) = write(&asked.query(), asked.ours, &mut out);
-        zone.metrics.response(shared, source, code);
-        if !to.send(&out, source, attempts) {
+        let mut write = |out: &mut Vec<u8>| {
+            let (source, code) = write(&asked.query(), asked.ours, out);
+            zone.metrics.response(shared, source, code);
+            source
+        };
+        let mut message = Vec::new();
+        let (source, sent) = match to {
+            ReplyTo::Udp { port, peer, .. } => {
+                if port.put(peer, asked.received, &mut write) {
+                    let parcel = Parcel(port);
+                    self.runtime.spawn(async move { drop(parcel) }); // behind the flights that land with this one
+                }
+                return;
+            }
+            ReplyTo::Stream(client) => (write(&mut message), client.deliver(&message)),
+            ReplyTo::Trace(asker) => {
+                let source = write(&mut message);
+                (source, asker.send(Told { message, source, attempts: attempts.to_vec() }).is_ok())
+            }
+            ReplyTo::Witness(_) => return,
+        };
+        if !sent {
             self.metrics.slot(shared).dropped(Dropped::Send);
         }
         let took = clock::now().saturating_duration_since(asked.received);
         self.metrics.slot(shared).took(source, took, 1);
+    }
+}
+
+/// Answers that wait to be sent. They are, even if the runtime ends before.
+struct Parcel(Arc<dyn Port>);
+
+impl Drop for Parcel {
+    fn drop(&mut self) {
+        self.0.flush();
     }
 }
 

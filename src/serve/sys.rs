@@ -120,6 +120,29 @@ impl Peer {
     }
 }
 
+impl From<SocketAddr> for Peer {
+    fn from(addr: SocketAddr) -> Self {
+        let sin6_port = addr.port().to_be();
+        let s6_addr = |ip: Ipv6Addr| libc::in6_addr { s6_addr: ip.octets() };
+        Self(match addr {
+            SocketAddr::V4(addr) => RawPeer {
+                sin6_family: libc::AF_INET as libc::sa_family_t,
+                sin6_port,
+                sin6_flowinfo: u32::from_ne_bytes(addr.ip().octets()),
+                sin6_addr: s6_addr(Ipv6Addr::UNSPECIFIED),
+                sin6_scope_id: 0,
+            },
+            SocketAddr::V6(addr) => RawPeer {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port,
+                sin6_flowinfo: addr.flowinfo(),
+                sin6_addr: s6_addr(*addr.ip()),
+                sin6_scope_id: addr.scope_id(),
+            },
+        })
+    }
+}
+
 /// Datagrams to be sent by one call.
 pub struct Outbox {
     messages: Box<[Vec<u8>]>,
@@ -148,6 +171,13 @@ impl Outbox {
     pub fn commit(&mut self, peer: &Peer) {
         self.peers[self.filled] = peer.0;
         self.filled += 1;
+    }
+
+    /// Gives back the memory of messages that were longer than usual.
+    pub fn shrink(&mut self, usual: usize) {
+        for message in self.messages.iter_mut().filter(|message| message.capacity() > usual) {
+            *message = Vec::new();
+        }
     }
 
     /// Sends all messages without waiting and returns how many could not be sent. A failing peer
@@ -264,7 +294,7 @@ mod tests {
                     assert_eq!(peer.addr(), client.local_addr().unwrap());
                     outbox.next().clear();
                     outbox.next().extend_from_slice(packet);
-                    outbox.commit(&peer);
+                    outbox.commit(&Peer::from(peer.addr()));
                 }
                 assert_eq!(outbox.send(&server), 0);
             }

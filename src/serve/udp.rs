@@ -1,22 +1,26 @@
 //! The receive loop of one UDP worker: a thread that never waits for one client.
 
+use std::fmt;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::sys::{BATCH, Inbox, Outbox, Peer};
 use super::{Pulse, is_allowed};
 use crate::cache::front::Front;
-use crate::metrics::{Dropped, Source, Transport};
-use crate::resolve::flight::ReplyTo;
+use crate::metrics::{Dropped, Metrics, Source, Transport};
+use crate::resolve::flight::{Port, ReplyTo};
 use crate::resolve::view::View;
-use crate::resolve::{Client, Resolver, Step};
+use crate::resolve::{Client, Resolver, Step, Takeoff};
 use crate::wire::query::OurEdns;
 
 /// Batches that a stopping worker still takes from its socket's queue: more than the queue holds.
 const LAST_BATCHES: usize = 1024;
+
+/// Bytes of an answer by UDP that has no need of more memory than others.
+const USUAL: usize = 4096;
 
 /// Pause before the next try at a socket that failed twice in a row: an error that stays must not cost a core.
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
@@ -32,10 +36,91 @@ enum Turn {
     Failed,
 }
 
+/// What became of a datagram.
+enum Fate {
+    /// Its answer is written.
+    Answered(Source),
+    /// There is none.
+    Dropped,
+    /// It waits for a flight, which is to be started if it is new.
+    Waits(Option<Takeoff>),
+}
+
+/// Answers to misses that wait until they go out together.
+pub struct Replies {
+    socket: Arc<UdpSocket>,
+    metrics: Arc<Metrics>,
+    waiting: Mutex<Waiting>,
+}
+
+struct Waiting {
+    outbox: Outbox,
+    /// When the query of each was received, and where its answer comes from.
+    queries: Vec<(Instant, Source)>,
+}
+
+impl Replies {
+    /// None, from this socket.
+    pub fn new(socket: Arc<UdpSocket>, metrics: Arc<Metrics>) -> Self {
+        let waiting = Waiting { outbox: Outbox::new(0), queries: Vec::with_capacity(BATCH) };
+        Self { socket, metrics, waiting: Mutex::new(waiting) }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, waiting: &mut Waiting) {
+        let slot = self.metrics.slot(self.metrics.shared());
+        for _ in 0..waiting.outbox.send(&self.socket) {
+            slot.dropped(Dropped::Send);
+        }
+        waiting.outbox.shrink(USUAL);
+        let now = Instant::now();
+        for (received, source) in waiting.queries.drain(..) {
+            slot.took(source, now.saturating_duration_since(received), 1);
+        }
+    }
+}
+
+impl fmt::Debug for Replies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "answers by {:?}", self.socket)
+    }
+}
+
+impl Port for Replies {
+    fn put(
+        &self,
+        peer: SocketAddr,
+        received: Instant,
+        write: &mut dyn FnMut(&mut Vec<u8>) -> Source,
+    ) -> bool {
+        let waiting = &mut *self.waiting();
+        let source = write(waiting.outbox.next());
+        waiting.outbox.commit(&Peer::from(peer));
+        waiting.queries.push((received, source));
+        let count = waiting.queries.len();
+        if count == BATCH {
+            self.send(waiting);
+        }
+        count == 1
+    }
+
+    fn flush(&self) {
+        let waiting = &mut *self.waiting();
+        if !waiting.queries.is_empty() {
+            self.send(waiting);
+        }
+    }
+}
+
 /// One worker: a socket, and where its queries go.
 pub struct Worker {
     /// Its own socket of the address's group.
     pub socket: Arc<UdpSocket>,
+    /// What goes out by it later.
+    pub replies: Arc<Replies>,
     /// The address that it is bound to.
     pub addr: SocketAddr,
     /// The slot of its counters.
@@ -88,10 +173,18 @@ impl Worker {
         }
         let view = self.resolver.view();
         let mut answered = [0u64; BATCH];
+        let (mut takeoffs, mut waits) = (Vec::new(), false);
         for (packet, peer) in inbox.packets() {
-            if let Some(source) = self.packet(&view, packet, &peer, now, front, outbox) {
-                answered[source as usize] += 1;
+            match self.packet(&view, packet, &peer, now, front, outbox) {
+                Fate::Answered(source) => answered[source as usize] += 1,
+                Fate::Waits(Some(takeoff)) => takeoffs.push(takeoff),
+                Fate::Waits(None) => waits = true,
+                Fate::Dropped => {}
             }
+        }
+        self.resolver.start(takeoffs);
+        if waits {
+            self.replies.flush(); // it may not be let wait
         }
         for _ in 0..outbox.send(&self.socket) {
             metrics.dropped(Dropped::Send);
@@ -113,12 +206,12 @@ impl Worker {
         now: Instant,
         front: &mut Front,
         outbox: &mut Outbox,
-    ) -> Option<Source> {
+    ) -> Fate {
         let metrics = self.resolver.metrics.slot(self.slot);
         let addr = peer.addr();
         if addr.port() == 0 || addr == self.addr {
             metrics.dropped(Dropped::Source);
-            return None;
+            return Fate::Dropped;
         }
         let client = Client {
             slot: self.slot,
@@ -130,15 +223,17 @@ impl Worker {
         match self.resolver.handle(view, &client, packet, now, front, outbox.next()) {
             Step::Reply(source) => {
                 outbox.commit(peer);
-                return Some(source);
+                Fate::Answered(source)
             }
-            Step::Drop(why) => metrics.dropped(why),
+            Step::Drop(why) => {
+                metrics.dropped(why);
+                Fate::Dropped
+            }
             Step::Wait(miss) => {
-                let (socket, ours) = (Arc::clone(&self.socket), self.addr);
-                self.resolver.wait(miss, ReplyTo::Udp { socket, ours, peer: addr });
+                let (port, ours) = (Arc::clone(&self.replies) as _, self.addr);
+                Fate::Waits(self.resolver.join(miss, ReplyTo::Udp { port, ours, peer: addr }).1)
             }
         }
-        None
     }
 }
 
@@ -146,9 +241,44 @@ impl Worker {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::metrics::Metrics;
     use std::net::TcpListener;
     use std::os::fd::OwnedFd;
+
+    #[test]
+    fn answers_to_misses_go_out_together_and_a_lost_one_costs_no_other() {
+        let metrics = Arc::new(Metrics::new(1));
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let replies = Replies::new(socket, Arc::clone(&metrics));
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_nonblocking(true).unwrap();
+        let nobody = ([127, 0, 0, 1], 0).into(); // no datagram can be sent there
+        let put = |peer, byte: u8| {
+            replies.put(peer, Instant::now(), &mut |out| {
+                out.clear();
+                out.push(byte);
+                Source::Miss
+            })
+        };
+        let received = || {
+            let mut buffer = [0; 16];
+            client.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())
+        };
+        let ours = client.local_addr().unwrap();
+        assert!(put(ours, 1), "somebody has to flush");
+        assert!(!put(nobody, 2) && !put(ours, 3));
+        assert_eq!(received(), None, "they wait");
+        replies.flush();
+        assert_eq!([received(), received(), received()], [Some(vec![1]), Some(vec![3]), None]);
+        let first: Vec<usize> = (0..2 * BATCH).filter(|&n| put(ours, n as u8)).collect();
+        assert_eq!(first, [0, BATCH], "a full batch goes at once");
+        assert_eq!(std::iter::from_fn(received).count(), 2 * BATCH);
+        replies.flush();
+        let mut text = String::new();
+        metrics.write(&mut text, std::iter::empty());
+        assert!(text.contains("nodens_dropped_total{cause=\"send\"} 1\n"), "{text}");
+        metrics.write_durations(&mut text);
+        assert!(text.contains(&format!("_count{{source=\"miss\"}} {}\n", 3 + 2 * BATCH)), "{text}");
+    }
 
     #[test]
     fn a_socket_that_fails_for_good_does_not_cost_a_core() {
@@ -162,8 +292,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
+        let socket = Arc::new(UdpSocket::from(OwnedFd::from(listener)));
         let worker = Worker {
-            socket: Arc::new(UdpSocket::from(OwnedFd::from(listener))),
+            replies: Arc::new(Replies::new(Arc::clone(&socket), Arc::clone(&metrics))),
+            socket,
             addr,
             slot: 0,
             pulse: Arc::new(Pulse::new()),

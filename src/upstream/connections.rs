@@ -43,6 +43,11 @@ const UNUSED: Duration = Duration::from_millis(1900);
 /// Queries may be put on one connection, instead of on several, as long as they are expected to be answered
 /// within this: fewer writes, and nobody notices.
 const TOGETHER: Duration = Duration::from_micros(200);
+/// Where all connections are busy, they may as long as that is expected within this many times of what is usual on
+/// them: those with fewer take what comes next.
+const BUSIER: u32 = 2;
+/// A connection where more is expected than this is slow, and counts as this much in what is usual.
+const SLOW: Duration = Duration::from_millis(5);
 
 /// All connections to a server.
 pub struct Connections {
@@ -408,9 +413,13 @@ impl Connections {
             let proven = proof.is_none_or(|proof| proof.is_given_by(of) && !of.is_stuck(now, silence));
             of.is_open() && of.in_flight() < limits.in_flight && proven
         };
+        let waits: Duration = state.open.iter().map(|of| of.expected_wait().min(SLOW)).sum();
+        let all_are_busy = !self.has_room(state) && state.open.iter().all(|of| of.unanswered() > 0);
+        let busier = if all_are_busy { waits * BUSIER / state.open.len().max(1) as u32 } else { TOGETHER };
+        let together = busier.max(TOGETHER);
         let cost = |of: &&Arc<Connection>| {
             let wait = of.expected_wait();
-            let wait = if wait < TOGETHER { Duration::ZERO } else { wait };
+            let wait = if wait < together { Duration::ZERO } else { wait };
             (of.is_stuck(now, silence), wait, Reverse(of.has_unwritten()), of.unanswered(), of.last_turn())
         };
         let best = state.open.iter().filter(fits).min_by_key(cost)?;
