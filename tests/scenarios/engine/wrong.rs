@@ -60,6 +60,7 @@ const WRONG: &[(&str, &str)] = &[
     ("flush all\nasked 0", "`flush` is no step"),
     ("probed 0 www.example.", "probed N [at=SERVER]"),
     ("server 192.0.2.53 sleeps\nasked 0", "moves or serial"),
+    ("server 192.0.2.53 resets tcp\nasked 0", "moves or serial"),
     ("repeat many\n  wait 1s\nasked 0", "`many` is no number"),
     ("repeat 2\n  ask localhost. A\nexpect NOERROR", "the one before it is not looked at"),
     ("repeat 2\n  ask {}: localhost. A\n  expect {}: NXDOMAIN\nasked 0", "5: wrong: RCODE"),
