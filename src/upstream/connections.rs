@@ -5,11 +5,13 @@
 //! owes answers is the last choice, and a query that is asked again goes by a connection that has brought
 //! something since, or by a new one.
 
+mod opening;
+
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -19,24 +21,15 @@ use tokio::time::{Instant, timeout};
 use super::auto::Ceiling;
 use super::connection::{Broken, Connection, Owner};
 use super::pace::Pace;
-use super::queue::{Queue, Source, Ticket, fits};
+use super::queue::{Queue, Rate, Source, Ticket, fits};
 use super::server::Settings;
 use super::tls;
-use super::transport::Link;
 use super::{Cause, Counts};
 use crate::clock;
 use crate::wire::key::Key;
 
-/// A SYN is repeated after 1 s (RFC 6298 §2): what takes longer was lost twice.
-const CONNECT: Duration = Duration::from_millis(1500);
-/// A connection that takes longer than this to open may be on its way to a server that is gone, behind an address
-/// that hides others: one more is opened beside it while queries wait.
-const CONNECT_LATE: Duration = Duration::from_millis(100);
 /// How many may be that late: each is an entry in connection tracking for two minutes.
 const CONNECTS_LATE: usize = 3;
-/// How often a connection is tried at once when it is refused. Behind an address that hides several servers, half of
-/// which are gone, one connection in 64 fails then.
-const CONNECTS_REFUSED: u32 = 6;
 /// A connection on which nothing has been asked yet is closed after this, at the next look: there is one a second, and
 /// CoreDNS closes it after 3 s.
 const UNUSED: Duration = Duration::from_millis(1900);
@@ -138,17 +131,6 @@ impl Drop for Place {
     }
 }
 
-/// A probe's connection, which is not wanted unless it has answered.
-struct Trial(Arc<Connection>);
-
-impl Drop for Trial {
-    fn drop(&mut self) {
-        if !self.0.has_answered() {
-            self.0.cut();
-        }
-    }
-}
-
 /// A place in the queue, left when nobody waits any more.
 struct Waiting<'a> {
     all: &'a Connections,
@@ -245,72 +227,6 @@ impl Connections {
     /// Whether any of them brought an answer at `since` or later.
     pub fn have_answered_since(&self, since: Instant) -> bool {
         self.state().open.iter().any(|connection| connection.has_answered_since(since))
-    }
-
-    /// Asks by a new connection, which is kept if it answers, and ends at once if it does not. `reached` tells
-    /// that it was opened.
-    ///
-    /// # Errors
-    /// Why there is no answer.
-    pub async fn probe(
-        self: &Arc<Self>,
-        key: &Key,
-        edns_size: Option<u16>,
-        reached: &AtomicBool,
-    ) -> Result<(), Cause> {
-        let connection = Trial(self.start(self.open_stream().await?));
-        reached.store(true, Ordering::Relaxed);
-        let place = self.take(Arc::clone(&connection.0));
-        place.ask(key, edns_size).await.map_err(|Broken| Cause::Closed)?;
-        {
-            let mut state = self.usable();
-            if self.has_room(&state) {
-                state.open.push(Arc::clone(&connection.0));
-            }
-        }
-        self.room();
-        Ok(())
-    }
-
-    /// A stream that takes queries. To be refused costs next to nothing, and the next one may lead to another server.
-    async fn open_stream(&self) -> Result<Link, Cause> {
-        let mut left = CONNECTS_REFUSED;
-        loop {
-            left -= 1;
-            match self.open_stream_once().await {
-                Err((Cause::Connect, true)) if left > 0 => {}
-                Err((cause, _)) => return Err(cause),
-                Ok(link) => return Ok(link),
-            }
-        }
-    }
-
-    /// The same once; an error says whether it was quick.
-    async fn open_stream_once(&self) -> Result<Link, (Cause, bool)> {
-        let connects = &self.counts.connects;
-        let (counter, stream) = match timeout(CONNECT, self.settings.network.connect(self.addr)).await {
-            Ok(Ok(stream)) => match &self.tls {
-                Some(tls) => match tls.handshake(stream).await {
-                    Ok(stream) => (&connects.ok, Ok(stream)),
-                    Err(cause) => (&connects.tls, Err((cause, false))),
-                },
-                None => (&connects.ok, Ok(stream)),
-            },
-            Ok(Err(_)) => (&connects.failed, Err((Cause::Connect, true))),
-            Err(_) => (&connects.timeout, Err((Cause::Connect, false))),
-        };
-        counter.add(1);
-        stream
-    }
-
-    /// A connection's life begins.
-    fn start(self: &Arc<Self>, link: Link) -> Arc<Connection> {
-        // 10 % more or less, so that connections opened together do not end together.
-        let age = self.settings.connections.max_age.mul_f64(rand::random_range(0.9..1.1));
-        let (counts, late) = (Arc::clone(&self.counts), self.settings.late.clone());
-        let owner = Arc::downgrade(self) as Weak<dyn Owner>;
-        self.alive.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Connection::start(link, Instant::now() + age, owner, counts, late))
     }
 
     /// A place for a query of `source` that has this long to live. One that is asked again gets it on a connection
@@ -473,89 +389,6 @@ impl Connections {
         }
     }
 
-    /// Opens one more in the background, as long as the bound allows it.
-    fn open_another(self: &Arc<Self>, state: &mut State) {
-        let most = 2 * self.settings.connections.max;
-        if self.has_room(state) && self.alive.load(Ordering::Relaxed) + state.opening < most {
-            state.opening += 1;
-            tokio::spawn(Arc::clone(self).open_one());
-        }
-    }
-
-    async fn open_one(self: Arc<Self>) {
-        let opening = self.open_stream();
-        tokio::pin!(opening);
-        let opened = tokio::select! {
-            opened = &mut opening => opened,
-            () = tokio::time::sleep(CONNECT_LATE) => {
-                {
-                    let mut state = self.state();
-                    state.late += 1;
-                    if state.late < CONNECTS_LATE && self.waiting.load(Ordering::Relaxed) > 0 {
-                        self.open_another(&mut state);
-                    }
-                }
-                self.room();
-                let opened = opening.await;
-                self.state().late -= 1;
-                opened
-            }
-        };
-        let (mut failed, mut cause) = (Vec::new(), Cause::Connect);
-        {
-            let mut state = self.usable();
-            state.opening -= 1;
-            if opened.is_err() {
-                self.meet_limit(&mut state, None);
-            }
-            match opened {
-                Ok(link) => state.open.push(self.start(link)),
-                Err(why) if state.opening == 0 => {
-                    cause = why;
-                    failed.extend(state.again.drain(..).map(|(.., call)| call));
-                    let (now, silence) = (Instant::now(), self.pace.silent_after());
-                    if state.open.iter().all(|connection| connection.is_stuck(now, silence)) {
-                        failed.extend(std::iter::from_fn(|| state.queue.pop()));
-                    }
-                }
-                Err(_) => {}
-            }
-            self.count_waiting(&state);
-        }
-        for call in failed {
-            let _ = call.send(Err(cause));
-        }
-        self.room();
-    }
-
-    /// One was refused, or cut off before it brought anything: where others work, there are too many.
-    fn meet_limit(&self, state: &mut State, number: Option<u64>) {
-        let (now, silence) = (Instant::now(), self.pace.silent_after());
-        let works = |of: &&Arc<Connection>| of.is_open() && of.has_answered() && !of.is_stuck(now, silence);
-        let working = state.open.iter().filter(works).count();
-        // A new one that is open may still be cut off, but is no reason to be refused the next.
-        let stands = if number.is_some() { working } else { state.open.len() };
-        if self.adapts
-            && working > 0
-            && let Some((most, pause)) = state.ceiling.refused(number, stands, clock::now())
-        {
-            let server = format_args!("auto://{}", self.addr);
-            tracing::info!(%server, most, ?pause, "refuses more connections: no more are opened for now");
-        }
-    }
-
-    /// One ended before it brought anything.
-    pub fn was_cut_off(&self, number: u64) {
-        self.meet_limit(&mut self.usable(), Some(number));
-    }
-
-    /// A new one has answered.
-    pub fn answers(&self) {
-        if self.adapts {
-            self.state().ceiling.works();
-        }
-    }
-
     /// Whether there are some that bring answers.
     pub fn work(&self) -> bool {
         let (now, silence) = (Instant::now(), self.pace.silent_after());
@@ -571,20 +404,6 @@ impl Connections {
     pub fn is_one_silent(&self, patience: Duration) -> bool {
         let now = Instant::now();
         self.state().open.iter().any(|of| of.unanswered() > 0 && of.silent_for(now) >= patience)
-    }
-
-    /// Nobody waits for one any more: there is another way.
-    pub fn give_up(&self) {
-        let mut calls = Vec::new();
-        {
-            let mut state = self.state();
-            calls.extend(state.again.drain(..).map(|(.., call)| call));
-            calls.extend(std::iter::from_fn(|| state.queue.pop()));
-            self.count_waiting(&state);
-        }
-        for call in calls {
-            let _ = call.send(Err(Cause::Connect));
-        }
     }
 
     /// Lets go of connections that nothing has used for a while, before the server does, and of those
@@ -622,35 +441,5 @@ impl State {
             Some(rate) if !self.queue.is_empty() => fits(self.queue.waiting_before(source), rate, left / 2),
             _ => true,
         }
-    }
-}
-
-/// How fast queries leave the queue.
-#[derive(Debug, Default)]
-struct Rate {
-    since: Option<Instant>,
-    departed: u32,
-    last: Option<f64>,
-}
-
-impl Rate {
-    /// As long as it is counted before it counts.
-    const WINDOW: Duration = Duration::from_millis(500);
-
-    fn departed(&mut self, now: Instant) {
-        let since = *self.since.get_or_insert(now);
-        let window = now.saturating_duration_since(since);
-        if window >= Self::WINDOW {
-            self.last = Some(f64::from(self.departed) / window.as_secs_f64());
-            (self.since, self.departed) = (Some(now), 0);
-        }
-        self.departed += 1;
-    }
-
-    /// `None` while nothing is known: for the first half second, and when nothing has left for long.
-    fn per_second(&self, now: Instant) -> Option<f64> {
-        let since = self.since?;
-        let stalled = now.saturating_duration_since(since) > Self::WINDOW * 4;
-        if stalled { None } else { self.last }
     }
 }

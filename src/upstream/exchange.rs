@@ -7,19 +7,19 @@
 //! way when another server should be asked: two outstanding queries would help whoever guesses IDs
 //! (RFC 5452 §5).
 
+mod look;
+mod tries;
+
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::time::Instant;
+use tries::{Asked, Try};
 
-use super::auto::FALLBACK;
 use super::connections::Proof;
 use super::health::{Candidate, choose};
-use super::pace::PATIENCE;
 use super::queue::Source;
 use super::server::{Errand, Sending, Server};
 use super::{Attempt, Cause, Exchange, Pool, Why};
@@ -29,12 +29,6 @@ use crate::wire::response::{Answer, Kind};
 
 /// dns-rules: tries of one flight at one server, repeated datagrams included.
 const TRIES: u32 = 3;
-/// After its first second a try is looked at as often as this: that nobody is there may have become known meanwhile.
-const LOOK: Duration = Duration::from_millis(500);
-/// Queries of one flight that may be outstanding.
-const AT_ONCE: usize = 2;
-/// A datagram is not repeated sooner: one that was lost is rare, and the servers of `system` are far away.
-const DATAGRAM: Duration = Duration::from_millis(200);
 
 /// A question on its way.
 pub(super) struct Asking<'a> {
@@ -60,94 +54,6 @@ pub(super) struct Asking<'a> {
     cause: Cause,
     /// Good answers of the pool when it began.
     answers_before: u64,
-}
-
-/// What has been asked of one server.
-#[derive(Default, Clone)]
-struct Asked {
-    tries: u32,
-    /// It answered with a failure, and would do so again.
-    failed: bool,
-    /// When it was asked first, or a connection ended before its answer.
-    since: Option<Instant>,
-    /// The connections of the last tries, the last one first.
-    last: [Option<u64>; 2],
-    /// TCP has been silent about it, and `auto://` goes on by UDP.
-    no_tcp: bool,
-    /// Held by the try that waits for a datagram, where TCP and UDP may be under way at once.
-    lane: Option<Arc<AtomicBool>>,
-}
-
-impl Asked {
-    /// A try has ended, or given way.
-    fn went_by(&mut self, sending: &Sending) {
-        let [last, _] = self.last;
-        self.last = [sending.sent().connection, last];
-    }
-}
-
-/// A try under way.
-struct Try {
-    server: usize,
-    why: Why,
-    started: Instant,
-    /// How often it was looked at in vain.
-    looks: u32,
-    /// A hedge was thought of.
-    hedged: bool,
-    /// Its server has been held responsible for its silence.
-    judged: bool,
-    sending: Arc<Sending>,
-    answer: Pin<Box<dyn Future<Output = Result<Answer, Cause>> + Send>>,
-}
-
-impl Try {
-    /// Whether it has nothing to wait for: its connection has brought nothing since, or there is none yet at a
-    /// server that answers nobody.
-    fn is_silent(&self, server: &Server) -> bool {
-        match self.sending.connection() {
-            Some((connection, at)) => !connection.has_answered_since(at),
-            None if server.is_auto() => !server.has_answered_by_tcp_since(self.started),
-            None => !server.has_answered_since(self.started),
-        }
-    }
-
-    /// Since when it waits for an answer: it may have waited for room before.
-    fn waits_since(&self) -> Instant {
-        self.sending.connection().map_or(self.started, |(_, at)| at)
-    }
-
-    /// How long it is waited for: less for a connection where UDP may do better.
-    fn silent_after(&self, server: &Server) -> Duration {
-        let silence = server.pace.silent_after();
-        let no_connection = server.is_auto() && self.sending.connection().is_none();
-        if no_connection { silence.min(FALLBACK) } else { silence }
-    }
-
-    /// Whether its connection owes answers and brings none any more, whatever it brought before.
-    fn has_fallen_silent(&self, server: &Server) -> bool {
-        match self.sending.connection() {
-            Some((connection, _)) => connection.is_stuck(Instant::now(), self.silent_after(server)),
-            None => self.is_silent(server),
-        }
-    }
-
-    /// Whether TCP has brought it nothing where UDP may: no connection, or one that is silent for a second, or after
-    /// another one, at a server that has never answered on any.
-    fn lacks_tcp(&self, server: &Server) -> bool {
-        let patience = if self.why == Why::Silent { self.silent_after(server) } else { PATIENCE };
-        let lacks = || match self.sending.connection() {
-            Some((_, at)) => at.elapsed() >= patience && server.is_mute_by_tcp(),
-            None => self.is_silent(server),
-        };
-        server.is_auto() && !self.sending.is_udp() && lacks()
-    }
-
-    /// Whether UDP's answer at this time speaks against TCP.
-    fn accuses_tcp(&self, server: &Server) -> bool {
-        let has_connection = self.sending.connection().is_some();
-        self.lacks_tcp(server) && (!has_connection || server.is_silent_by_tcp(PATIENCE))
-    }
 }
 
 impl<'a> Asking<'a> {
@@ -233,153 +139,6 @@ impl<'a> Asking<'a> {
         let next = if self.has_failed_twice() { None } else { self.next() };
         let why = if self.tried == 0 { Why::First } else { Why::Failed };
         next.map(|index| self.start(index, why)).is_some()
-    }
-
-    /// No answer for a while: is there a reason to ask again?
-    fn look(&mut self) {
-        let Some(newest) = self.open.last_mut() else { return };
-        let server = &self.servers[newest.server];
-        let (waited, silence) = (newest.waits_since().elapsed(), newest.silent_after(server));
-        if newest.sending.is_udp() {
-            newest.looks += 1;
-            self.look_at_datagram();
-        } else if waited >= silence.min(PATIENCE) {
-            newest.looks += 1;
-            let has_connection = newest.sending.connection().is_some();
-            if newest.has_fallen_silent(server) || (waited >= PATIENCE && has_connection) {
-                self.ask_again(Why::Silent);
-            }
-        } else if !newest.hedged && waited >= server.pace.late_after() {
-            // Who waits in the queue of a server that answers would only wait there twice.
-            newest.hedged = newest.sending.connection().is_some() || newest.is_silent(server);
-            if newest.hedged && self.open.len() < AT_ONCE {
-                self.hedge();
-            }
-        }
-        self.plan();
-    }
-
-    /// Asks a second time, if the budget allows it and there is somebody to ask.
-    fn hedge(&mut self) {
-        if self.pool.budget.spend() {
-            let before = self.tried;
-            self.ask_again(Why::Hedge);
-            self.pool.hedges.sent.increment((self.tried - before) as u64);
-        } else if self.pool.definition.hedge.is_some() {
-            self.pool.hedges.denied.increment(1);
-        }
-    }
-
-    /// A try has failed. The one that it was to help is as late as before.
-    fn look_at_once(&mut self) {
-        match self.open.last() {
-            Some(newest) if newest.looks > 0 => self.wake = Instant::now(),
-            _ => self.plan(),
-        }
-    }
-
-    /// When the last try is looked at next.
-    fn plan(&mut self) {
-        let Some(newest) = self.open.last() else { return };
-        let server = &self.servers[newest.server];
-        let (pace, silence) = (&server.pace, newest.silent_after(server));
-        let (since, late) = (newest.waits_since(), pace.late_after());
-        let after = if newest.sending.is_udp() {
-            pace.silent_after().max(DATAGRAM) * ((1 << newest.looks.min(8)) * 2 - 1)
-        } else if !newest.hedged && newest.looks == 0 && late < silence && since.elapsed() < late {
-            late
-        } else {
-            silence * ((1 << newest.looks.min(8)) * 2 - 1)
-        };
-        self.wake = since + after;
-        if !newest.sending.is_udp() {
-            let patience_ends = since + PATIENCE;
-            let soon = if since.elapsed() < PATIENCE { patience_ends } else { Instant::now() + LOOK };
-            self.wake = self.wake.min(soon);
-        }
-    }
-
-    /// Asks once more because the last try is late or silent. The oldest one gives way if there are too many.
-    fn ask_again(&mut self, why: Why) {
-        let by_udp = (why == Why::Silent).then(|| self.next_by_udp()).flatten();
-        if why == Why::Silent && by_udp.is_none() {
-            (0..self.open.len()).for_each(|index| self.judge(index));
-            if self.nobody_answers() || !self.may_move() {
-                return;
-            }
-            self.moved = true;
-        }
-        let Some(index) = by_udp.or_else(|| self.next()) else { return };
-        if self.open.len() >= AT_ONCE {
-            let oldest = self.open.remove(0);
-            self.asked[oldest.server].went_by(&oldest.sending);
-            self.write_down(&oldest, Some(Cause::Timeout));
-        }
-        self.start(index, why);
-    }
-
-    /// Whether its silence is reason enough. There is a budget for it, because a slow name silences a connection as a
-    /// dead server does; after a second nobody counts.
-    fn may_move(&self) -> bool {
-        let is_old = self.open.last().is_some_and(|newest| newest.started.elapsed() >= PATIENCE);
-        is_old || self.pool.moves.spend()
-    }
-
-    /// Whether it has been asked elsewhere already, and nobody has been answered by any server meanwhile: more
-    /// queries would only wait with the others, for a while at least.
-    fn nobody_answers(&self) -> bool {
-        let Some(newest) = self.open.last() else { return true };
-        let since = newest.started;
-        self.moved
-            && since.elapsed() < PATIENCE
-            && !self.servers.iter().any(|server| server.has_answered_since(since))
-    }
-
-    /// The server of the last try, if it is the one to be asked by UDP: TCP is silent, whose fault is not the server's yet.
-    fn next_by_udp(&mut self) -> Option<usize> {
-        let newest = self.open.last()?;
-        let (index, server) = (newest.server, &self.servers[newest.server]);
-        let asked = &mut self.asked[index];
-        let is_free = asked.lane.as_ref().is_none_or(|lane| !lane.load(Ordering::Relaxed));
-        if !newest.lacks_tcp(server) || !is_free || asked.tries >= TRIES {
-            return None;
-        }
-        asked.tries += 1;
-        asked.no_tcp = true;
-        Some(index)
-    }
-
-    /// The same for a datagram.
-    fn look_at_datagram(&mut self) {
-        let last = self.open.len() - 1;
-        self.judge(last);
-        let current = self.open[last].server;
-        let sending = Arc::clone(&self.open[last].sending);
-        let Some(index) = self.next() else { return };
-        if index == current {
-            return sending.repeat();
-        }
-        self.cut_off();
-        self.start(index, Why::Silent);
-    }
-
-    /// Holds the server of a try responsible, once, if it has been silent towards everybody for as long.
-    fn judge(&mut self, index: usize) {
-        let silence = self.servers[self.open[index].server].pace.silent_after().min(PATIENCE);
-        self.judge_after(index, silence);
-    }
-
-    fn judge_after(&mut self, index: usize, silence: Duration) {
-        let open = &mut self.open[index];
-        let server = &self.servers[open.server];
-        if open.started.elapsed() >= silence
-            && !open.judged
-            && !self.asked[open.server].failed
-            && !server.has_answered_since(open.started)
-        {
-            open.judged = true;
-            self.pool.has_failed(server, Some(open.started));
-        }
     }
 
     /// Takes in the servers that have come meanwhile. Those that have left are asked no more.

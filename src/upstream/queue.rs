@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// Who asks: a client's address, or `None` for the agent itself.
 pub type Source = Option<IpAddr>;
 
@@ -122,6 +124,37 @@ pub fn fits(waiting_before: usize, departures_per_second: f64, time_left: Durati
     (waiting_before as f64 + 1.0) <= departures_per_second * time_left.as_secs_f64()
 }
 
+/// How fast queries leave the queue.
+#[derive(Debug, Default)]
+pub struct Rate {
+    since: Option<Instant>,
+    departed: u32,
+    last: Option<f64>,
+}
+
+impl Rate {
+    /// As long as it is counted before it counts.
+    const WINDOW: Duration = Duration::from_millis(500);
+
+    /// One has left.
+    pub fn departed(&mut self, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        let window = now.saturating_duration_since(since);
+        if window >= Self::WINDOW {
+            self.last = Some(f64::from(self.departed) / window.as_secs_f64());
+            (self.since, self.departed) = (Some(now), 0);
+        }
+        self.departed += 1;
+    }
+
+    /// `None` while nothing is known: for the first half second, and when nothing has left for long.
+    pub fn per_second(&self, now: Instant) -> Option<f64> {
+        let since = self.since?;
+        let stalled = now.saturating_duration_since(since) > Self::WINDOW * 4;
+        if stalled { None } else { self.last }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,6 +237,18 @@ mod tests {
         for (pace, left) in [(0.0, second), (1e6, Duration::ZERO), (f64::NAN, second), (-1.0, second)] {
             assert!(!fits(0, pace, left), "{pace} {left:?}");
         }
+    }
+
+    #[test]
+    fn the_pace_is_known_after_half_a_second_and_forgotten_when_nothing_leaves() {
+        let (mut rate, start) = (Rate::default(), Instant::now());
+        let after = |ms| start + Duration::from_millis(ms);
+        assert_eq!(rate.per_second(start), None);
+        (0..=5).for_each(|n| rate.departed(after(n * 100)));
+        assert_eq!(rate.per_second(after(500)), Some(10.0));
+        (6..=10).for_each(|n| rate.departed(after(n * 100)));
+        assert_eq!(rate.per_second(after(1000)), Some(10.0));
+        assert_eq!(rate.per_second(after(3001)), None);
     }
 
     #[derive(Debug, Clone)]

@@ -1,23 +1,25 @@
 //! One server: its connections, and UDP where that comes first.
 
+mod both;
+mod sending;
+
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use both::is_about_tcp;
+use sending::Listening;
+use tokio::time::Instant;
 
-use super::auto::{Choice, FALLBACK};
+use super::auto::Choice;
 use super::connection::{Broken, Connection};
-use super::connections::{Connections, Proof};
+use super::connections::Connections;
 use super::health::Health;
 use super::pace::Pace;
-use super::queue::Source;
 use super::tls::{self, Tls};
 use super::transport::Network;
-use super::{Cause, Counts, Late, Sent};
-use crate::clock;
+use super::{Cause, Counts, Late};
 use crate::config;
 use crate::metrics::Histogram;
 use crate::wire::key::Key;
@@ -29,6 +31,8 @@ use crate::wire::{HEADER, flag, name, rcode, u16_at};
 const PLAIN: u64 = 3600;
 /// Datagrams that did not match, after which the query goes by TCP: each is a guess at ID and port.
 const STRANGERS: usize = 64;
+
+pub use sending::{Errand, Sending};
 
 /// What the servers of a pool have in common.
 pub struct Settings {
@@ -44,72 +48,6 @@ pub struct Settings {
     pub tls: Option<Tls>,
     /// Takes the answers that nobody waits for any more.
     pub late: Late,
-}
-
-/// On whose behalf a server is asked, and what is known from earlier tries.
-#[derive(Debug, Clone, Copy)]
-pub struct Errand {
-    /// Whose question it is.
-    pub source: Source,
-    /// What a connection must have shown, if there was a try before.
-    pub proof: Option<Proof>,
-    /// When nobody waits any more.
-    pub deadline: Instant,
-}
-
-/// What a try has sent so far, visible while it is under way.
-#[derive(Debug)]
-pub struct Sending {
-    udp_first: bool,
-    /// It waits for a datagram.
-    by_udp: AtomicBool,
-    /// Held by the one try at a server that waits for a datagram, where there may be others.
-    lane: Option<Arc<AtomicBool>>,
-    udp: AtomicU32,
-    tcp: AtomicU32,
-    /// The connection it went by, when, and whether that had carried queries before.
-    by: OnceLock<(Arc<Connection>, Instant, bool)>,
-    repeat: Notify,
-}
-
-impl Sending {
-    /// Nothing yet.
-    pub fn new(udp_first: bool) -> Self {
-        let (udp, tcp, by_udp) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(udp_first));
-        Self { udp_first, by_udp, lane: None, udp, tcp, by: OnceLock::new(), repeat: Notify::new() }
-    }
-
-    /// Of several tries with one `lane`, one at a time waits for a datagram.
-    pub fn with(self, lane: Option<Arc<AtomicBool>>) -> Self {
-        Self { lane, ..self }
-    }
-
-    /// Has the datagram sent again: the one before may be lost.
-    pub fn repeat(&self) {
-        self.repeat.notify_one();
-    }
-
-    /// Whether it waits for a datagram: not after UDP has truncated the answer, but after TCP has failed where UDP
-    /// comes next.
-    pub fn is_udp(&self) -> bool {
-        self.by_udp.load(Ordering::Relaxed)
-    }
-
-    /// The connection that it went by, and when.
-    pub fn connection(&self) -> Option<(&Connection, Instant)> {
-        self.by.get().map(|(connection, at, _)| (&**connection, *at))
-    }
-
-    /// So far.
-    pub fn sent(&self) -> Sent {
-        let by = self.by.get();
-        Sent {
-            udp: self.udp.load(Ordering::Relaxed),
-            tcp: self.tcp.load(Ordering::Relaxed),
-            reused: by.is_some_and(|(.., reused)| *reused),
-            connection: by.map(|(connection, ..)| connection.number),
-        }
-    }
 }
 
 /// How a server is asked.
@@ -133,29 +71,6 @@ impl How {
             Self::Udp => "udp",
             Self::Tls(_) => "tls",
             Self::Auto => "auto",
-        }
-    }
-}
-
-/// A try that waits for a datagram, the only one of its lane.
-struct Listening<'a>(&'a Sending);
-
-impl<'a> Listening<'a> {
-    /// `None` while another one does.
-    fn begin(sending: &'a Sending) -> Option<Self> {
-        if sending.lane.as_ref().is_some_and(|lane| lane.swap(true, Ordering::Relaxed)) {
-            return None;
-        }
-        sending.by_udp.store(true, Ordering::Relaxed);
-        Some(Self(sending))
-    }
-}
-
-impl Drop for Listening<'_> {
-    fn drop(&mut self) {
-        self.0.by_udp.store(false, Ordering::Relaxed);
-        if let Some(lane) = &self.0.lane {
-            lane.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -450,88 +365,6 @@ impl Server {
         }
     }
 
-    /// Whether it answers at all: by a datagram, or by a new connection, which is kept if it does. `reached` tells
-    /// that there was a connection.
-    ///
-    /// # Errors
-    /// Why it does not.
-    pub async fn probe(&self, key: &Key, reached: &AtomicBool) -> Result<(), Cause> {
-        match self.how {
-            How::Udp => self.probe_udp(key).await,
-            How::Auto => self.probe_both(key, reached).await,
-            _ => self.probe_tcp(key, reached).await,
-        }
-    }
-
-    async fn probe_udp(&self, key: &Key) -> Result<(), Cause> {
-        let sending = Sending::new(true);
-        self.send_datagram(key, Some(self.settings.edns_size), &sending).await.map(drop)
-    }
-
-    /// Whether it answers by a new connection, which is kept if it does.
-    ///
-    /// # Errors
-    /// Why it does not.
-    pub async fn probe_tcp(&self, key: &Key, reached: &AtomicBool) -> Result<(), Cause> {
-        self.connections.probe(key, Some(self.settings.edns_size), reached).await
-    }
-
-    /// Both at once: a server that is back is asked by what it answers.
-    async fn probe_both(&self, key: &Key, reached: &AtomicBool) -> Result<(), Cause> {
-        let (by_tcp, by_udp) = (self.probe_tcp(key, reached), self.probe_udp(key));
-        tokio::pin!(by_tcp, by_udp);
-        let (tcp, udp) = tokio::select! {
-            tcp = &mut by_tcp => match tcp {
-                Ok(()) => (Ok(()), Err(Cause::GivenUp)),
-                Err(cause) => (Err(cause), by_udp.await),
-            },
-            udp = &mut by_udp => match udp {
-                Ok(()) => (timeout(FALLBACK, by_tcp).await.unwrap_or(Err(Cause::Timeout)), udp),
-                Err(_) => (by_tcp.await, udp),
-            },
-        };
-        match (tcp, udp) {
-            (Ok(()), _) => self.decide(true),
-            (Err(_), Ok(())) => self.doubt(),
-            (Err(cause), Err(_)) => return Err(cause),
-        }
-        Ok(())
-    }
-
-    /// TCP has failed a query, and UDP answered it. If other connections work, there were too many.
-    fn tcp_failed(&self, connection: Option<&Connection>) {
-        match connection {
-            Some(connection) if connection.has_answered() => {}
-            _ if !self.connections.work() => self.doubt(),
-            Some(connection) => self.connections.was_cut_off(connection.number),
-            None => {}
-        }
-    }
-
-    /// UDP answers what TCP does not: it comes first for now, for those as well who wait for a connection.
-    pub fn doubt(&self) {
-        if let Some(retry) = self.choice.doubt(clock::now()) {
-            tracing::info!(server = %self.label, ?retry, "answers by UDP and not by TCP: it is asked by UDP");
-            self.connections.give_up();
-        }
-    }
-
-    /// Whether it is to be probed by TCP now; once for each probe.
-    pub fn is_tcp_due(&self) -> bool {
-        self.is_auto() && !self.health.is_passed_over() && self.choice.is_due(clock::now())
-    }
-
-    /// What a probe by TCP has shown.
-    pub fn decide(&self, answered: bool) {
-        let now = clock::now();
-        if !answered {
-            let retry = self.choice.fails(now);
-            tracing::debug!(server = %self.label, ?retry, "does not answer by TCP yet");
-        } else if self.choice.works(now) {
-            tracing::info!(server = %self.label, "answers by TCP: it is asked by TCP");
-        }
-    }
-
     /// Lets go of connections that nothing has used for a while, before the server does, and of those
     /// on which nothing has been answered for `patience`. True if it owes answers and none has come for long.
     pub fn tidy(&self, patience: Duration) -> bool {
@@ -555,16 +388,6 @@ impl<'a> InFlight<'a> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Whether a failure is one of TCP, so that UDP may do better: no connection, one that ended before it brought anything,
-/// or one that ended for a query that had no luck with another before.
-fn is_about_tcp(cause: Cause, connection: Option<&Connection>, errand: &Errand) -> bool {
-    match cause {
-        Cause::Connect => true,
-        Cause::Closed => errand.proof.is_some() || connection.is_some_and(|of| !of.has_answered()),
-        _ => false,
     }
 }
 
