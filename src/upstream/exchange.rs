@@ -34,6 +34,10 @@ const AT_ONCE: usize = 2;
 /// A datagram is not repeated sooner: one that was lost is rare, and the servers of `system` are far away.
 const DATAGRAM: Duration = Duration::from_millis(200);
 
+/// Looks after which the time to the next one does not double any more. It is beyond the longest deadline by then
+/// (30 s): a time that has passed would be looked at over and over.
+const LOOKS: u32 = 10;
+
 /// A question on its way.
 pub(super) struct Asking<'a> {
     pool: &'a Pool,
@@ -266,11 +270,11 @@ impl<'a> Asking<'a> {
         let server = &self.servers[newest.server];
         let (pace, silence) = (&server.pace, newest.silent_after(server));
         let after = if newest.sending.is_udp() {
-            pace.silent_after().max(DATAGRAM) * ((1 << newest.looks.min(8)) * 2 - 1)
+            pace.silent_after().max(DATAGRAM) * ((1 << newest.looks.min(LOOKS)) * 2 - 1)
         } else if !newest.hedged && newest.looks == 0 && pace.late_after() < silence {
             pace.late_after()
         } else {
-            silence * ((1 << newest.looks.min(8)) * 2 - 1)
+            silence * ((1 << newest.looks.min(LOOKS)) * 2 - 1)
         };
         self.wake = newest.started + after;
     }
