@@ -517,6 +517,7 @@ impl Connections {
             }
         };
         let (mut failed, mut cause) = (Vec::new(), Cause::Connect);
+        let mut gone = Vec::new(); // given back outside the lock
         {
             let mut state = self.usable();
             state.opening -= 1;
@@ -527,8 +528,13 @@ impl Connections {
                 Ok(link) => state.open.push(self.start(link)),
                 Err(why) if state.opening == 0 => {
                     cause = why;
-                    failed.extend(state.again.drain(..).map(|(.., call)| call));
                     let (now, silence) = (Instant::now(), self.pace.silent_after());
+                    for (proof, _, call) in std::mem::take(&mut state.again) {
+                        match self.choose_unproven(&state, now, proof) {
+                            Some(other) => gone.extend(call.send(Ok(self.take(other))).err()),
+                            None => failed.push(call),
+                        }
+                    }
                     if state.open.iter().all(|connection| connection.is_stuck(now, silence)) {
                         failed.extend(std::iter::from_fn(|| state.queue.pop()));
                     }

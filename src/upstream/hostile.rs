@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf};
@@ -17,11 +18,13 @@ type Takes = fn(u8) -> Option<Duration>;
 /// Servers that answer all queries of a connection side by side, or refuse connections.
 struct Memory {
     takes: Takes,
+    /// It takes so many more connections, and refuses the others.
+    takes_connections: AtomicUsize,
 }
 
 impl Memory {
     fn new(takes: Takes) -> Arc<Self> {
-        Arc::new(Self { takes })
+        Arc::new(Self { takes, takes_connections: AtomicUsize::new(usize::MAX) })
     }
 }
 
@@ -29,6 +32,10 @@ impl Reader for ReadHalf<DuplexStream> {}
 
 impl Network for Memory {
     fn connect(&self, _: SocketAddr) -> Opening<Link> {
+        let one = |left: usize| left.checked_sub(1);
+        if self.takes_connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one).is_err() {
+            return Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) });
+        }
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         tokio::spawn(serve(theirs, self.takes));
         Box::pin(async move {
@@ -147,4 +154,20 @@ async fn a_query_that_waits_for_30_s_does_not_turn_its_timer_in_circles() {
     })
     .await;
     assert!(done.is_some(), "{polls} polls in {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_takes_no_more_connections_is_asked_by_those_it_has() {
+    let network = Memory::new(|letter| Some(if letter == b's' { Duration::from_millis(150) } else { FAST }));
+    network.takes_connections.store(3, Ordering::Relaxed);
+    let pool = pool(&network, |_| {});
+    ticking(&pool);
+    warm_up(&pool).await;
+    for n in 0..200u16 {
+        let keys: Vec<Key> = (0..8).map(|m| named(if m < 2 { b's' } else { b'f' }, n * 8 + m)).collect();
+        for done in futures_util::future::join_all(keys.iter().map(|key| pool.exchange(key, None))).await {
+            assert!(done.result.is_ok(), "round {n}: {:?}", done.attempts);
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
 }
