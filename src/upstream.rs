@@ -8,6 +8,8 @@ pub mod connection;
 pub mod connections;
 mod exchange;
 pub mod health;
+#[cfg(test)]
+mod hostile;
 mod names;
 pub mod pace;
 mod probe;

@@ -244,7 +244,7 @@ impl Connections {
         let waiting = {
             let mut state = self.usable();
             let now = Instant::now();
-            let may_open = state.opening > state.late || self.has_room(&state);
+            let may_open = state.opening > state.late || self.may_open(&state);
             if (proof.is_some() || state.queue.is_empty())
                 && let Some(best) = self.choose(&state, now, proof)
                 && !(proof.is_some() && best.unanswered() > 0 && may_open)
@@ -283,20 +283,34 @@ impl Connections {
             self.count_waiting(&state);
             Waiting { all: self, at }
         };
-        let place = if proof.is_some() { self.pressing(place).await } else { place.await };
+        let place = match proof {
+            Some(proof) => self.pressing(place, proof).await,
+            None => place.await,
+        };
         drop(waiting);
         place.unwrap_or(Err(Cause::Connect))
     }
 
-    /// Waits for a place with what is asked again: a connection that falls silent meanwhile makes room for it.
-    async fn pressing<T>(self: &Arc<Self>, mut place: oneshot::Receiver<T>) -> Result<T, RecvError> {
+    /// Waits for a place with what is asked again: a connection that falls silent meanwhile makes room for it. Where
+    /// there is no room for another, one that has shown nothing is better than none.
+    async fn pressing(
+        self: &Arc<Self>,
+        mut place: oneshot::Receiver<Result<Place, Cause>>,
+        proof: Proof,
+    ) -> Result<Result<Place, Cause>, RecvError> {
         loop {
             if let Ok(place) = timeout(self.pace.silent_after(), &mut place).await {
                 return place;
             }
             let mut state = self.usable();
-            if state.opening == 0 && self.make_room(&mut state, Instant::now()) {
+            if state.opening > 0 {
+                continue;
+            }
+            let now = Instant::now();
+            if self.make_room(&mut state, now) {
                 self.open_another(&mut state);
+            } else if let Some(other) = self.choose_unproven(&state, now, proof) {
+                return Ok(Ok(self.take(other)));
             }
         }
     }
@@ -305,17 +319,26 @@ impl Connections {
         state.open.len() + state.opening < self.max(state)
     }
 
+    /// Whether one more may be opened now. Those that were let go of and wait for their last answers count as well, but
+    /// do not keep the server from being asked at all.
+    fn may_open(&self, state: &State) -> bool {
+        let alive = self.alive.load(Ordering::Relaxed) + state.opening;
+        let is_bare = state.open.is_empty() && state.opening == 0;
+        self.has_room(state) && (is_bare || alive < 2 * self.settings.connections.max)
+    }
+
     /// Whether there is room for a new connection. Where all that there may be are open, the one that has been
     /// silent longest leaves.
     fn make_room(&self, state: &mut State, now: Instant) -> bool {
         let silence = self.pace.silent_after();
         if self.has_room(state) {
-            return true;
+            // One that leaves goes on until its last answers: where too many do, the others have to do.
+            return state.opening > 0 || self.may_open(state);
         }
         let silent = state.open.iter().enumerate().filter(|(_, of)| of.is_stuck(now, silence));
         if let Some((longest, _)) = silent.max_by_key(|(_, of)| of.silent_for(now)) {
             state.open.swap_remove(longest);
-            return true;
+            return state.opening > 0 || self.may_open(state);
         }
         state.opening > 0
     }
@@ -330,7 +353,7 @@ impl Connections {
             of.is_open() && of.in_flight() < limits.in_flight && proven
         };
         let waits: Duration = state.open.iter().map(|of| of.expected_wait().min(SLOW)).sum();
-        let all_are_busy = !self.has_room(state) && state.open.iter().all(|of| of.unanswered() > 0);
+        let all_are_busy = !self.may_open(state) && state.open.iter().all(|of| of.unanswered() > 0);
         let busier = if all_are_busy { waits * BUSIER / state.open.len().max(1) as u32 } else { TOGETHER };
         let together = busier.max(TOGETHER);
         let cost = |of: &&Arc<Connection>| {
@@ -339,15 +362,17 @@ impl Connections {
             (of.is_stuck(now, silence), wait, Reverse(of.has_unwritten()), of.unanswered(), of.last_turn())
         };
         let best = state.open.iter().filter(fits).min_by_key(cost)?;
-        let may_open = state.opening > 0 || state.open.len() < self.max(state);
+        let may_open = state.opening > 0 || self.may_open(state);
         (!(best.is_stuck(now, silence) && may_open)).then(|| Arc::clone(best))
     }
 
-    /// The same at the limit of connections: any other one, else one that has ended its try badly.
+    /// The same at the limit of connections: any other one, else one that has ended its try badly, else a silent one.
     fn choose_unproven(&self, state: &State, now: Instant, proof: Proof) -> Option<Arc<Connection>> {
         let other = self.choose(state, now, Some(Proof { since: self.began, ..proof }));
         let same = || self.choose(state, now, Some(Proof { not: [None; 2], ..proof }));
-        other.or_else(|| if proof.ended { same() } else { None })
+        let is_known = |of: &Arc<Connection>| proof.not.contains(&Some(of.number));
+        let silent = || self.choose(state, now, None).filter(|of| proof.ended || !is_known(of));
+        other.or_else(|| if proof.ended { same() } else { None }).or_else(silent)
     }
 
     fn take(self: &Arc<Self>, connection: Arc<Connection>) -> Place {

@@ -297,6 +297,8 @@ impl<'a> Asking<'a> {
         match cause {
             Cause::Malformed | Cause::Truncated => {}
             Cause::Closed if worked => {}
+            // It takes no more connections, and answers on those that it has.
+            Cause::Connect if self.servers[done.server].works_by_tcp() => {}
             Cause::Busy => self.asked[done.server].tries = TRIES,
             Cause::Connect | Cause::Closed | Cause::Certificate | Cause::Tls => {
                 self.pool.has_failed(&self.servers[done.server], None)

@@ -198,6 +198,11 @@ impl Server {
         self.connections.have_answered_since(since)
     }
 
+    /// Whether there are connections that bring answers.
+    pub fn works_by_tcp(&self) -> bool {
+        self.connections.work()
+    }
+
     /// Whether none of its connections has ever answered.
     pub fn is_mute_by_tcp(&self) -> bool {
         !self.connections.have_answered()

@@ -91,8 +91,7 @@ impl Connections {
 
     /// Opens one more in the background, as long as the bound allows it.
     pub(super) fn open_another(self: &Arc<Self>, state: &mut State) {
-        let most = 2 * self.settings.connections.max;
-        if self.has_room(state) && self.alive.load(Ordering::Relaxed) + state.opening < most {
+        if self.may_open(state) {
             state.opening += 1;
             tokio::spawn(Arc::clone(self).open_one());
         }
@@ -118,6 +117,7 @@ impl Connections {
             }
         };
         let (mut failed, mut cause) = (Vec::new(), Cause::Connect);
+        let mut gone = Vec::new(); // given back outside the lock
         {
             let mut state = self.usable();
             state.opening -= 1;
@@ -128,8 +128,13 @@ impl Connections {
                 Ok(link) => state.open.push(self.start(link)),
                 Err(why) if state.opening == 0 => {
                     cause = why;
-                    failed.extend(state.again.drain(..).map(|(.., call)| call));
                     let (now, silence) = (Instant::now(), self.pace.silent_after());
+                    for (proof, _, call) in std::mem::take(&mut state.again) {
+                        match self.choose_unproven(&state, now, proof) {
+                            Some(other) => gone.extend(call.send(Ok(self.take(other))).err()),
+                            None => failed.push(call),
+                        }
+                    }
                     if state.open.iter().all(|connection| connection.is_stuck(now, silence)) {
                         failed.extend(std::iter::from_fn(|| state.queue.pop()));
                     }

@@ -16,6 +16,9 @@ const DATAGRAM: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(500);
 /// Queries of one flight that may be outstanding.
 const AT_ONCE: usize = 2;
+/// Looks after which the time to the next one does not double any more. It is beyond the longest deadline by then
+/// (30 s): a time that has passed would be looked at over and over.
+const LOOKS: u32 = 10;
 
 impl Asking<'_> {
     /// No answer for a while: is there a reason to ask again?
@@ -68,11 +71,11 @@ impl Asking<'_> {
         let (pace, silence) = (&server.pace, newest.silent_after(server));
         let (since, late) = (newest.waits_since(), pace.late_after());
         let after = if newest.sending.is_udp() {
-            pace.silent_after().max(DATAGRAM) * ((1 << newest.looks.min(8)) * 2 - 1)
+            pace.silent_after().max(DATAGRAM) * ((1 << newest.looks.min(LOOKS)) * 2 - 1)
         } else if !newest.hedged && newest.looks == 0 && late < silence && since.elapsed() < late {
             late
         } else {
-            silence * ((1 << newest.looks.min(8)) * 2 - 1)
+            silence * ((1 << newest.looks.min(LOOKS)) * 2 - 1)
         };
         self.wake = since + after;
         if !newest.sending.is_udp() {
