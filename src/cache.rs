@@ -103,6 +103,11 @@ impl Cache {
         self.store.get(key.as_bytes())
     }
 
+    /// The same under a key that is kept.
+    pub fn get(&self, key: &Key) -> Option<Arc<Entry>> {
+        self.store.get(key)
+    }
+
     /// Stores an entry, in the place of an older one.
     pub fn store(&self, key: Key, entry: Arc<Entry>) {
         self.counts.add(&entry, 1);

@@ -247,6 +247,10 @@ pub struct Exchange {
 /// An answer that came when nobody waited for it any more.
 #[derive(Debug)]
 pub struct LateAnswer {
+    /// What is counted of the server that sent it.
+    pub counts: Arc<Counts>,
+    /// When it was asked.
+    pub asked: Instant,
     /// What was asked.
     pub key: Key,
     /// The response, whose ID and question match.
@@ -413,7 +417,7 @@ impl Pool {
     pub fn tidy(&self) {
         for server in self.servers.load().iter() {
             if server.tidy(self.definition.timeout) {
-                self.has_failed(server, None);
+                self.is_silent(server, Instant::now());
             }
             if server.is_tcp_due() {
                 tokio::spawn(probe::by_tcp(Weak::clone(&self.me), Arc::downgrade(server)));
@@ -441,16 +445,35 @@ impl Pool {
         self.probe.load_full()
     }
 
+    /// Whether a late answer comes from one of its servers.
+    pub fn has_asked(&self, answer: &LateAnswer) -> bool {
+        self.servers.load().iter().any(|server| Arc::ptr_eq(&server.counts, &answer.counts))
+    }
+
     fn has(&self, server: &Arc<Server>) -> bool {
         self.servers.load().iter().any(|known| Arc::ptr_eq(known, server))
     }
 
-    /// A try at a server failed below DNS; it began at `since`, or was told that nobody is there. After a few of them
-    /// in a row the server is passed over, and probed until it answers.
-    fn has_failed(&self, server: &Arc<Server>, since: Option<Instant>) {
+    /// A try at a server failed below DNS: it was told that nobody is there. After a few in a row the server is passed
+    /// over, and probed until it answers.
+    fn has_failed(&self, server: &Arc<Server>) {
         let now = clock::now();
-        let silence = if since.is_some() { server.pace.silent_after() } else { Duration::ZERO };
-        if server.health.failed(since.map_or(now, Instant::into_std), silence, now) {
+        if server.health.failed(now, Duration::ZERO, now) {
+            self.pass_over(server);
+        }
+    }
+
+    /// A try that began at `since` has brought nothing, nor has any other meanwhile. After a few in a row the server is
+    /// asked for what it must know: on a quiet node slow names alone look the same.
+    fn is_silent(&self, server: &Arc<Server>, since: Instant) {
+        let is_enough = server.health.failed(since.into_std(), server.pace.silent_after(), clock::now());
+        if is_enough && server.health.check() {
+            tokio::spawn(probe::once(Weak::clone(&self.me), Arc::downgrade(server)));
+        }
+    }
+
+    fn pass_over(&self, server: &Arc<Server>) {
+        if server.health.pass_over(clock::now()) {
             server.counts.ejections.add(1);
             tracing::warn!(server = %server.label, "does not answer: others are asked, and it is probed");
             tokio::spawn(probe::until_back(Weak::clone(&self.me), Arc::downgrade(server)));

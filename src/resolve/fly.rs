@@ -70,15 +70,21 @@ impl Resolver {
 
     /// Keeps an answer to a query that was given up, unless it is a failure. It goes to those who wait for the
     /// next flight as well, instead of the answer to their own query or none.
-    pub fn keep_late(&self, LateAnswer { key, message }: LateAnswer) {
+    /// It goes nowhere if its zone asks other servers by now.
+    pub fn keep_late(&self, late: LateAnswer) {
         let view = self.view();
-        let zone = view.zone_for(&key);
+        let zone = view.zone_for(&late.key).filter(|zone| zone.pool.has_asked(&late));
+        let LateAnswer { key, message, asked, .. } = late;
         let truncated = u16_at(&message, 2).is_ok_and(|flags| flags & flag::TC != 0);
         if let (Some(zone), false, Ok(answer)) = (zone, truncated, Answer::read(message, &key))
             && !matches!(answer.kind, Kind::Failure(_))
         {
             zone.pool.answered();
-            let entry = self.keep(&key, zone, answer);
+            let now = clock::now();
+            let is_newer =
+                |entry: &Arc<Entry>| entry.remaining(now).is_some() && entry.age(now) < asked.elapsed();
+            let newer = self.cache.get(&key).filter(is_newer);
+            let entry = newer.unwrap_or_else(|| self.keep(&key, zone, answer));
             self.answer_fresh(zone, &entry, self.flights.take_waiting(&key), &[]);
         }
     }

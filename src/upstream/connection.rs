@@ -58,6 +58,7 @@ struct Ask {
 /// A query that was sent.
 struct Pending {
     key: Key,
+    asked: Instant,
     reply: oneshot::Sender<Vec<u8>>,
 }
 
@@ -314,8 +315,9 @@ impl Task {
                         given_up_at = Some(Instant::now() + LINGER);
                     }
                     self.shared.unwritten.fetch_sub(batch.len(), Ordering::Relaxed);
+                    let asked = Instant::now();
                     for ask in batch.drain(..) {
-                        self.encode(ask, &mut output);
+                        self.encode(ask, asked, &mut output);
                     }
                 }
                 () = tokio::time::sleep_until(given_up_at.unwrap_or_else(Instant::now)), if given_up_at.is_some() => {
@@ -336,7 +338,7 @@ impl Task {
     }
 
     /// Gives a query its ID and appends it to what is to be written.
-    fn encode(&mut self, ask: Ask, output: &mut Vec<u8>) {
+    fn encode(&mut self, ask: Ask, asked: Instant, output: &mut Vec<u8>) {
         let id = loop {
             // Bounded: the pool stops at `in_flight` queries, at most 1024 of the 65536 IDs.
             let id: u16 = rand::random();
@@ -345,7 +347,7 @@ impl Task {
             }
         };
         frame::append(output, |out| ask.key.write_query(id, ask.edns_size, out));
-        self.pending.insert(id, Pending { key: ask.key, reply: ask.reply });
+        self.pending.insert(id, Pending { key: ask.key, asked, reply: ask.reply });
     }
 
     /// Hands out the whole answers at the front of `input`. A message that matches no query is
@@ -366,13 +368,14 @@ impl Task {
                 }
                 continue;
             }
-            if let Some(Pending { key, reply }) = self.pending.remove(&id) {
+            if let Some(Pending { key, asked, reply }) = self.pending.remove(&id) {
                 self.strangers = 0;
                 answers += 1;
                 self.shared.unanswered.fetch_sub(1, Ordering::Relaxed);
                 if let Err(message) = reply.send(message.to_vec()) {
+                    let counts = Arc::clone(&self.shared.counts);
                     // Beyond the channel's bound the next client has to ask again.
-                    let _ = self.shared.late.try_send(LateAnswer { key, message });
+                    let _ = self.shared.late.try_send(LateAnswer { counts, asked, key, message });
                 }
             }
         }

@@ -324,7 +324,7 @@ impl Connections {
     fn may_open(&self, state: &State) -> bool {
         let alive = self.alive.load(Ordering::Relaxed) + state.opening;
         let is_bare = state.open.is_empty() && state.opening == 0;
-        self.has_room(state) && (is_bare || alive < 2 * self.settings.connections.max)
+        self.has_room(state) && alive < self.settings.connections.max * if is_bare { 3 } else { 2 }
     }
 
     /// Whether there is room for a new connection. Where all that there may be are open, the one that has been
@@ -391,24 +391,31 @@ impl Connections {
             let mut state = self.usable();
             let now = Instant::now();
             let opening = state.opening - state.late;
-            let mut next = 0;
-            while let Some(&(proof, ..)) = state.again.get(next) {
-                match self.choose(&state, now, Some(proof)) {
-                    Some(best) if best.unanswered() == 0 || opening == 0 => {
-                        let call = state.again.remove(next).map(|(.., call)| call);
-                        gone.extend(call.and_then(|call| call.send(Ok(self.take(best))).err()));
+            let (mut next, mut served) = (0, true);
+            while std::mem::take(&mut served) {
+                // What is asked again and what is asked for the first time take turns.
+                while let Some(&(proof, ..)) = state.again.get(next)
+                    && !served
+                {
+                    match self.choose(&state, now, Some(proof)) {
+                        Some(best) if best.unanswered() == 0 || opening == 0 => {
+                            let call = state.again.remove(next).map(|(.., call)| call);
+                            gone.extend(call.and_then(|call| call.send(Ok(self.take(best))).err()));
+                            served = true;
+                        }
+                        _ => next += 1,
                     }
-                    _ => next += 1,
                 }
-            }
-            // Each of the connections that are being opened gets its part.
-            while !state.queue.is_empty()
-                && let Some(best) = self.choose(&state, now, None)
-                && (opening == 0 || best.unanswered() * (opening + 1) <= state.queue.len())
-                && let Some(call) = state.queue.pop()
-            {
-                state.rate.departed(now);
-                gone.extend(call.send(Ok(self.take(best))).err());
+                // Each of the connections that are being opened gets its part.
+                if !state.queue.is_empty()
+                    && let Some(best) = self.choose(&state, now, None)
+                    && (opening == 0 || best.unanswered() * (opening + 1) <= state.queue.len())
+                    && let Some(call) = state.queue.pop()
+                {
+                    state.rate.departed(now);
+                    gone.extend(call.send(Ok(self.take(best))).err());
+                    served = true;
+                }
             }
             self.count_waiting(&state);
         }

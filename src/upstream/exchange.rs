@@ -131,7 +131,7 @@ impl<'a> Asking<'a> {
 
     /// Whether nobody is there to answer, as probes have shown meanwhile.
     fn is_hopeless(&self) -> bool {
-        self.servers.iter().all(|server| server.health.is_down())
+        self.listed.iter().all(|server| server.health.is_down())
     }
 
     /// Starts the next try. False when there is no point in another.
@@ -296,14 +296,19 @@ impl<'a> Asking<'a> {
         }
         match cause {
             Cause::Malformed | Cause::Truncated => {}
-            Cause::Closed if worked => {}
+            Cause::Closed if worked => {
+                let asked = &mut self.asked[done.server];
+                if !std::mem::replace(&mut asked.spared, true) {
+                    asked.tries = asked.tries.saturating_sub(1);
+                }
+            }
             // It takes no more connections, and answers on those that it has.
             Cause::Connect if self.servers[done.server].works_by_tcp() => {}
             Cause::Busy => self.asked[done.server].tries = TRIES,
             Cause::Connect | Cause::Closed | Cause::Certificate | Cause::Tls => {
-                self.pool.has_failed(&self.servers[done.server], None)
+                self.pool.has_failed(&self.servers[done.server])
             }
-            _ => self.pool.has_failed(&self.servers[done.server], Some(done.started)),
+            _ => self.pool.is_silent(&self.servers[done.server], done.started),
         }
     }
 

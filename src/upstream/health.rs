@@ -23,15 +23,16 @@ pub struct Health(Mutex<Standing>);
 
 #[derive(Debug, Clone, Copy)]
 enum Standing {
-    /// Failures since its last answer, since when, and when and after how long it came back.
-    Working { failures: u32, failing: Option<Instant>, back: Option<(Instant, Duration)> },
+    /// Failures since its last answer, since when, and whether that is being looked into; when and after how long it
+    /// came back.
+    Working { failures: u32, failing: Option<Instant>, checked: bool, back: Option<(Instant, Duration)> },
     /// Passed over since then; down once a probe has failed.
     PassedOver { since: Instant, down: bool },
 }
 
 impl Default for Standing {
     fn default() -> Self {
-        Self::Working { failures: 0, failing: None, back: None }
+        Self::Working { failures: 0, failing: None, checked: false, back: None }
     }
 }
 
@@ -44,30 +45,45 @@ impl Health {
     pub fn answered(&self, now: Instant) -> bool {
         let mut standing = self.standing();
         match &mut *standing {
-            Standing::Working { failures, failing, .. } => {
-                (*failures, *failing) = (0, None);
+            Standing::Working { failures, failing, checked, .. } => {
+                (*failures, *failing, *checked) = (0, None, false);
                 false
             }
             Standing::PassedOver { since, .. } => {
                 let away = now.saturating_duration_since(*since).min(RAMP);
-                *standing = Standing::Working { failures: 0, failing: None, back: Some((now, away)) };
+                *standing =
+                    Standing::Working { failures: 0, failing: None, checked: false, back: Some((now, away)) };
                 true
             }
         }
     }
 
-    /// A try that began at `since` failed below DNS. True if it is passed over from now on: after failures that
-    /// span `silence` at least.
+    /// A try that began at `since` failed below DNS. True if that is one too many in a row, and they span `silence`.
     pub fn failed(&self, since: Instant, silence: Duration, now: Instant) -> bool {
         let mut standing = self.standing();
         let Standing::Working { failures, failing, .. } = &mut *standing else { return false };
         *failures += 1;
         let first = *failing.get_or_insert(since);
-        let passed_over = *failures >= FAILURES && now.saturating_duration_since(first) >= silence;
-        if passed_over {
+        let is_enough = *failures >= FAILURES && now.saturating_duration_since(first) >= silence;
+        is_enough
+    }
+
+    /// Its failures are looked into from now on, until it answers or is passed over. False if they are already.
+    pub fn check(&self) -> bool {
+        match &mut *self.standing() {
+            Standing::Working { checked, .. } => !std::mem::replace(checked, true),
+            Standing::PassedOver { .. } => false,
+        }
+    }
+
+    /// It is passed over from now on. False if it was already.
+    pub fn pass_over(&self, now: Instant) -> bool {
+        let mut standing = self.standing();
+        let worked = matches!(*standing, Standing::Working { .. });
+        if worked {
             *standing = Standing::PassedOver { since: now, down: false };
         }
-        passed_over
+        worked
     }
 
     /// A probe failed.
@@ -213,7 +229,10 @@ mod tests {
         assert!(!failed() && !failed());
         assert!(!health.answered(now), "in a row");
         assert!(!failed() && !failed() && !health.is_passed_over());
-        assert!(failed() && !failed(), "said once");
+        assert!(failed() && failed());
+        assert!(health.check() && !health.check(), "said once");
+        assert!(!health.is_passed_over(), "that is for others to decide");
+        assert!(health.pass_over(now) && !health.pass_over(now));
         assert!(health.is_passed_over() && !health.is_down());
         health.probe_failed();
         assert!(health.is_down());
@@ -239,14 +258,14 @@ mod tests {
     fn a_share_grows_for_as_long_as_the_server_was_away() {
         let (health, start) = (Health::default(), Instant::now());
         let after = |ms| start + Duration::from_millis(ms);
-        let fail = |now| (0..3).filter(|_| health.failed(now, Duration::ZERO, now)).count();
-        assert_eq!(fail(start), 1);
+        let fail = |now| health.pass_over(now);
+        assert!(fail(start));
         health.answered(after(1000));
         assert_eq!([1000, 1500, 2000, 9000].map(|ms| health.share(after(ms))), [0.1, 0.5, 1.0, 1.0]);
-        assert_eq!(fail(after(10_000)), 1);
+        assert!(fail(after(10_000)));
         health.answered(after(10_000));
         assert_eq!(health.share(after(10_000)), 1.0, "it was never away");
-        assert_eq!(fail(after(10_000)), 1);
+        assert!(fail(after(10_000)));
         health.answered(after(3_600_000));
         assert_eq!(health.share(after(3_602_500)), 0.5, "5 s at most");
     }

@@ -16,6 +16,11 @@ const FIRST: Duration = Duration::from_millis(10);
 /// In the end a probe goes out this often, whether or not the one before has been answered: a server that is back is
 /// noticed within it. A SYN to one that is gone would be repeated after a second.
 const EVERY: Duration = Duration::from_millis(250);
+/// A server that has been away for longer is probed half as often: each SYN to one that is gone is an entry in connection
+/// tracking for two minutes.
+const LONG: Duration = Duration::from_secs(60);
+/// As often as that.
+const SELDOM: Duration = Duration::from_millis(500);
 /// How long one is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A server that has let all probes wait for so long is down, until it answers.
@@ -36,6 +41,25 @@ pub(super) async fn by_tcp(pool: Weak<Pool>, server: Weak<Server>) {
     server.decide(matches!(answered, Ok(Ok(()))));
 }
 
+/// Probes a server that has been silent, once, and passes it over if it does not answer in the time in which it should.
+pub(super) async fn once(pool: Weak<Pool>, server: Weak<Server>) {
+    let (key, asked) = match (pool.upgrade(), server.upgrade()) {
+        (Some(pool), Some(server)) => (pool.probe_key(), server),
+        _ => return,
+    };
+    let patience = asked.pace.silent_after();
+    let answered = timeout(patience, asked.probe(&key, &AtomicBool::new(false))).await;
+    let Some(pool) = pool.upgrade() else { return };
+    if matches!(answered, Ok(Ok(()))) {
+        asked.counts.probes.ok.add(1);
+        return pool.is_back(&asked);
+    }
+    asked.counts.probes.failed.add(1);
+    if pool.has(&asked) {
+        pool.pass_over(&asked);
+    }
+}
+
 /// Probes a server until it answers, or until it or its pool is gone.
 pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
     let began = Instant::now();
@@ -49,13 +73,14 @@ pub(super) async fn until_back(pool: Weak<Pool>, server: Weak<Server>) {
                 return;
             }
             let now = Instant::now();
-            let down = began + if reached.load(Ordering::Relaxed) { HUNG } else { DOWN };
+            let patience = if reached.load(Ordering::Relaxed) { HUNG } else { DOWN };
+            let down = began + patience.max(server.pace.silent_after() * 2);
             if now >= down {
                 server.health.probe_failed();
             }
             if now >= next {
                 next = now + pause;
-                pause = (pause * 2).min(EVERY);
+                pause = (pause * 2).min(if now < began + LONG { EVERY } else { SELDOM });
                 let (key, asked, reached) = (pool.probe_key(), Arc::clone(&server), Arc::clone(&reached));
                 probes.push(timeout(PATIENCE, async move { asked.probe(&key, &reached).await }));
             }

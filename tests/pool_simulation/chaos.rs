@@ -29,7 +29,7 @@ const NOTICED_BEHIND_ONE: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(30);
 /// The server sees connections that were given up for as long as answers may be under way on them: as many again as
 /// there may be.
-const GIVEN_UP: usize = 2;
+const GIVEN_UP: usize = 3;
 /// Connections of probes under way.
 const PROBES: usize = 5;
 

@@ -11,7 +11,7 @@ use crate::upstream::pace::PATIENCE;
 use crate::upstream::{Cause, Why};
 
 /// A datagram is not repeated sooner: one that was lost is rare, and the servers of `system` are far away.
-const DATAGRAM: Duration = Duration::from_millis(200);
+const DATAGRAM: Duration = Duration::from_millis(80);
 /// After its first second a try is looked at as often as this: that nobody is there may have become known meanwhile.
 const LOOK: Duration = Duration::from_millis(500);
 /// Queries of one flight that may be outstanding.
@@ -164,7 +164,7 @@ impl Asking<'_> {
             && !server.has_answered_since(open.started)
         {
             open.judged = true;
-            self.pool.has_failed(server, Some(open.started));
+            self.pool.is_silent(server, open.started);
         }
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Asked {
     pub(super) tries: u32,
     /// It answered with a failure, and would do so again.
     pub(super) failed: bool,
+    /// A connection that worked has ended under the question. The first time that is no try (RFC 7766 §6.2.4).
+    pub(super) spared: bool,
     /// When it was asked first, or a connection ended before its answer.
     pub(super) since: Option<Instant>,
     /// The connections of the last tries, the last one first.
