@@ -27,8 +27,8 @@ const NOTICED: Duration = Duration::from_millis(500);
 const NOTICED_BEHIND_ONE: Duration = Duration::from_secs(2);
 /// After the last connection's life, with what lingers.
 const REST: Duration = Duration::from_secs(30);
-/// The server sees connections that were given up for as long as answers may be under way on them: as many again as
-/// there may be.
+/// The server sees connections that were given up for as long as answers may be under way on them: up to twice as many
+/// as there may be in use.
 const GIVEN_UP: usize = 3;
 /// Connections of probes under way.
 const PROBES: usize = 5;
