@@ -76,6 +76,11 @@ impl Health {
         }
     }
 
+    /// Whether they are still being looked into: no answer has come since.
+    pub fn is_checked(&self) -> bool {
+        matches!(*self.standing(), Standing::Working { checked: true, .. })
+    }
+
     /// It is passed over from now on. False if it was already.
     pub fn pass_over(&self, now: Instant) -> bool {
         let mut standing = self.standing();
@@ -231,6 +236,10 @@ mod tests {
         assert!(!failed() && !failed() && !health.is_passed_over());
         assert!(failed() && failed());
         assert!(health.check() && !health.check(), "said once");
+        assert!(health.is_checked());
+        health.answered(now);
+        assert!(!health.is_checked(), "that was an answer as well");
+        assert!(!failed() && !failed() && failed() && health.check());
         assert!(!health.is_passed_over(), "that is for others to decide");
         assert!(health.pass_over(now) && !health.pass_over(now));
         assert!(health.is_passed_over() && !health.is_down());
