@@ -64,8 +64,7 @@ impl Health {
         let Standing::Working { failures, failing, .. } = &mut *standing else { return false };
         *failures += 1;
         let first = *failing.get_or_insert(since);
-        let is_enough = *failures >= FAILURES && now.saturating_duration_since(first) >= silence;
-        is_enough
+        *failures >= FAILURES && now.saturating_duration_since(first) >= silence
     }
 
     /// Its failures are looked into from now on, until it answers or is passed over. False if they are already.
