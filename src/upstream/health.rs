@@ -64,8 +64,7 @@ impl Health {
         let Standing::Working { failures, failing, .. } = &mut *standing else { return false };
         *failures += 1;
         let first = *failing.get_or_insert(since);
-        let is_enough = *failures >= FAILURES && now.saturating_duration_since(first) >= silence;
-        is_enough
+        *failures >= FAILURES && now.saturating_duration_since(first) >= silence
     }
 
     /// Its failures are looked into from now on, until it answers or is passed over. False if they are already.
@@ -74,6 +73,11 @@ impl Health {
             Standing::Working { checked, .. } => !std::mem::replace(checked, true),
             Standing::PassedOver { .. } => false,
         }
+    }
+
+    /// Whether they are still being looked into: no answer has come since.
+    pub fn is_checked(&self) -> bool {
+        matches!(*self.standing(), Standing::Working { checked: true, .. })
     }
 
     /// It is passed over from now on. False if it was already.
@@ -231,6 +235,10 @@ mod tests {
         assert!(!failed() && !failed() && !health.is_passed_over());
         assert!(failed() && failed());
         assert!(health.check() && !health.check(), "said once");
+        assert!(health.is_checked());
+        health.answered(now);
+        assert!(!health.is_checked(), "that was an answer as well");
+        assert!(!failed() && !failed() && failed() && health.check());
         assert!(!health.is_passed_over(), "that is for others to decide");
         assert!(health.pass_over(now) && !health.pass_over(now));
         assert!(health.is_passed_over() && !health.is_down());

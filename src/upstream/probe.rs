@@ -41,7 +41,8 @@ pub(super) async fn by_tcp(pool: Weak<Pool>, server: Weak<Server>) {
     server.decide(matches!(answered, Ok(Ok(()))));
 }
 
-/// Probes a server that has been silent, once, and passes it over if it does not answer in the time in which it should.
+/// Probes a server that has been silent, once, and passes it over if it does not answer in the time in which it should,
+/// nor anything else meanwhile.
 pub(super) async fn once(pool: Weak<Pool>, server: Weak<Server>) {
     let (key, asked) = match (pool.upgrade(), server.upgrade()) {
         (Some(pool), Some(server)) => (pool.probe_key(), server),
@@ -55,7 +56,7 @@ pub(super) async fn once(pool: Weak<Pool>, server: Weak<Server>) {
         return pool.is_back(&asked);
     }
     asked.counts.probes.failed.add(1);
-    if pool.has(&asked) {
+    if pool.has(&asked) && asked.health.is_checked() {
         pool.pass_over(&asked);
     }
 }

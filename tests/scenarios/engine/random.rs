@@ -282,7 +282,7 @@ impl Story {
         for server in 1..=self.servers {
             let _ = writeln!(end, "server 192.0.2.{server} up\nserver 192.0.2.{server} streams=99");
         }
-        end.push_str("wait 251ms\nflush\n"); // a probe finds out
+        end.push_str("wait 501ms\nflush\n"); // a probe finds out
         for name in 0..NAMES {
             let record = format!("n{name}.test. 10 A 10.255.255.{name}");
             let _ = writeln!(end, "on n{name}.test. A\n  {record}");
