@@ -334,7 +334,7 @@ names! {
     own counter UPSTREAM_FAILURES = "nodens_upstream_failures_total": "Tries without a good answer, by server and cause; given_up and timeout include those that another try overtook.";
     own gauge UPSTREAM_UP = "nodens_upstream_up": "1 while a server is in use, 0 while it is passed over for its failures and probed.";
     own counter UPSTREAM_EJECTIONS = "nodens_upstream_ejections_total": "Times that a server came to be passed over for its failures.";
-    own counter UPSTREAM_PROBES = "nodens_upstream_probes_total": "The agent's own questions to a server that is passed over, by result.";
+    own counter UPSTREAM_PROBES = "nodens_upstream_probes_total": "The agent's own questions to a server, after failures and while it is passed over, by result.";
     own gauge UPSTREAM_LATE = "nodens_upstream_late_seconds": "Age at which a server's answer is late and a hedge may go out; 1 until enough answers have come.";
     own gauge UPSTREAM_IN_FLIGHT = "nodens_upstream_in_flight": "Queries whose answer is awaited from a server, those in its queue included.";
     own gauge UPSTREAM_QUEUE = "nodens_upstream_queue": "Queries that wait for room on a server's connections, or for a connection to open.";

@@ -70,7 +70,10 @@ pub(crate) fn black_hole(
         ],
     );
     report.row("generator", pace.text());
-    report.row("last failure after the fault, ms", format!("{:.0}", last_bad_ms(source, &pace, fault)));
+    report.row("last failure after the fault, ms", match last_bad_ms(source, &pace, fault) {
+        ms if ms.is_finite() => format!("{ms:.0}"),
+        _ => "none failed".to_owned(),
+    });
     if let (Some(before), Some(after)) = (before, after_all) {
         report.row("queries to the servers", extra(after - before, whole.sent));
     }
