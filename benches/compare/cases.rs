@@ -155,7 +155,11 @@ impl Case {
                 Target::ratio(Cpu, two(Nodens), nodens).at_most(1.10),
                 Target::value(LesserShare, two(Nodens)).at_least(40.0),
             ],
-            Self::Miss => vec![Target::value(Cpu, nodens).at_most(20.0)],
+            Self::Miss => vec![
+                Target::value(Cpu, nodens).at_most(15.0),
+                Target::ratio(Cpu, one(Unbound), nodens).at_least(2.0),
+                Target::ratio(Cpu, one(Dnsdist), nodens).at_least(2.0),
+            ],
             Self::MissOne => vec![],
             Self::Memory => vec![
                 Target::value(Idle, two(Nodens)).at_most(8.0),
