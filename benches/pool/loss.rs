@@ -70,10 +70,13 @@ pub(crate) fn black_hole(
         ],
     );
     report.row("generator", pace.text());
-    report.row("last failure after the fault, ms", match last_bad_ms(source, &pace, fault) {
-        ms if ms.is_finite() => format!("{ms:.0}"),
-        _ => "none failed".to_owned(),
-    });
+    report.row(
+        "last failure after the fault, ms",
+        match last_bad_ms(source, &pace, fault) {
+            ms if ms.is_finite() => format!("{ms:.0}"),
+            _ => "none failed".to_owned(),
+        },
+    );
     if let (Some(before), Some(after)) = (before, after_all) {
         report.row("queries to the servers", extra(after - before, whole.sent));
     }

@@ -250,7 +250,12 @@ impl Connections {
                 && !(proof.is_some() && best.unanswered() > 0 && may_open)
             {
                 let busy = best.unanswered() > 0;
+                let works = !best.is_stuck(now, self.pace.silent_after());
                 let place = self.take(best);
+                let alive = self.alive.load(Ordering::Relaxed) + state.opening;
+                if busy && works && alive < 2 * self.settings.connections.max {
+                    self.make_room(&mut state, now); // dead ones must not keep new ones from being opened
+                }
                 if busy || state.open.len() < self.settings.connections.min {
                     self.open_another(&mut state);
                 }
