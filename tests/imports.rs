@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those that it may know beside itself; `None` for those that may know all.
-const MAY_IMPORT: [(&str, Option<&[&str]>); 15] = [
+const MAY_IMPORT: [(&str, Option<&[&str]>); 16] = [
     ("wire", Some(&[])),
     ("config", Some(&[])),
     ("clock", Some(&[])),
@@ -19,6 +19,7 @@ const MAY_IMPORT: [(&str, Option<&[&str]>); 15] = [
     ("resolve", Some(&["clock", "cache", "upstream", "wire", "zone", "config", "metrics"])),
     ("serve", Some(&["resolve", "cache", "upstream", "wire", "zone", "config", "metrics"])),
     ("node", Some(&["config"])),
+    ("privileges", Some(&["config"])),
     ("demo", Some(&[])),
     ("admin", None),
     ("app", None),
