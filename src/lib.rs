@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod node;
 pub mod resolve;
 pub mod serve;
+pub mod sys;
 pub mod upstream;
 pub mod wire;
 pub mod zone;
