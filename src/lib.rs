@@ -23,6 +23,7 @@ pub mod node;
 pub mod privileges;
 pub mod resolve;
 pub mod serve;
+pub mod sys;
 pub mod upstream;
 pub mod wire;
 pub mod zone;

@@ -77,7 +77,7 @@ fn ports(config: &Config) -> BTreeSet<u16> {
 /// What the agent's own sockets send to these ports, by the packet's mark, and what comes for them from there, by
 /// the socket's: a packet that comes has no mark yet. The ports come first in that direction, because looking for a
 /// socket costs more. Marks of others that use the same bits by accident concern no other port.
-fn chains(ports: &BTreeSet<u16>, Mark { own, mask }: Mark) -> [Chain; 2] {
+fn chains(ports: &BTreeSet<u16>, Mark { own, mask, .. }: Mark) -> [Chain; 2] {
     let bits = Bits { value: own, mask };
     let protocols = [libc::IPPROTO_TCP, libc::IPPROTO_UDP];
     let each = |rule: &dyn Fn(Rule, u16) -> Rule| {

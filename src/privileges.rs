@@ -11,7 +11,7 @@ use caps::{CapSet, CapsHashSet};
 
 pub use caps::Capability;
 
-use crate::config::{Config, Network};
+use crate::config::{Config, DNS_PORT, Network};
 
 /// ip-sysctl: ports below need CAP_NET_BIND_SERVICE, those of IPv6 too.
 const FIRST_FREE_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
@@ -82,6 +82,13 @@ fn needed_below(config: &Config, first_free: u16) -> Vec<Need> {
     for (key, instead) in network_settings(&config.network) {
         need(Capability::CAP_NET_ADMIN, key.to_owned(), format!("set {key} to {instead}"));
     }
+    for &address in &config.network.intercept {
+        let addr = SocketAddr::new(address, DNS_PORT);
+        if is_privileged(addr, first_free) {
+            let instead = "set network.intercept to []".to_owned();
+            need(Capability::CAP_NET_BIND_SERVICE, format!("network.intercept {addr}"), instead);
+        }
+    }
     let listen = config.listen.iter().map(|addr| ("listen", addr));
     for (key, addr) in listen.chain([("admin", &config.admin)]) {
         if is_privileged(*addr, first_free) {
@@ -94,7 +101,13 @@ fn needed_below(config: &Config, first_free: u16) -> Vec<Need> {
 
 /// The keys that change the node's network or mark packets, and what turns each off.
 fn network_settings(network: &Network) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let all = [(network.upstream_notrack, "network.upstream_notrack", "false")];
+    let all = [
+        (network.address_on.is_some(), "network.address_on", "none"),
+        (network.notrack, "network.notrack", "false"),
+        (network.accept_untracked, "network.accept_untracked", "false"),
+        (!network.intercept.is_empty(), "network.intercept", "[]"),
+        (network.upstream_notrack, "network.upstream_notrack", "false"),
+    ];
     all.into_iter().filter_map(|(is_set, key, off)| is_set.then_some((key, off)))
 }
 
@@ -200,9 +213,24 @@ mod tests {
     #[test]
     fn every_setting_that_changes_the_network_needs_to_administer_it() {
         let mut config = listening(&["127.0.0.1:5053"]);
-        config.network = Network { upstream_notrack: true, ..config.network };
-        let admin = |key: &str| (Capability::CAP_NET_ADMIN, key.to_owned());
-        assert_eq!(settings(&config, 1024), [admin("network.upstream_notrack")]);
+        config.network = Network {
+            address_on: Some("nodelocaldns".to_owned()),
+            keep_address: false,
+            notrack: true,
+            accept_untracked: true,
+            intercept: vec!["fd00:96::a".parse().unwrap()],
+            upstream_notrack: true,
+            ..config.network
+        };
+        let mut all: Vec<_> = ["address_on", "notrack", "accept_untracked", "intercept", "upstream_notrack"]
+            .map(|key| (Capability::CAP_NET_ADMIN, format!("network.{key}")))
+            .into();
+        assert_eq!(settings(&config, 53), all);
+        let bind = (Capability::CAP_NET_BIND_SERVICE, "network.intercept [fd00:96::a]:53".to_owned());
+        all.push(bind);
+        assert_eq!(settings(&config, 1024), all);
+        config.network = Network { keep_address: false, ..Network::default() };
+        assert_eq!(settings(&config, 1024), [], "one that asks for nothing by itself");
     }
 
     #[test]

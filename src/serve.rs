@@ -2,7 +2,6 @@
 
 mod clients;
 pub mod socket;
-pub mod sys;
 pub mod tcp;
 pub mod udp;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::sys;
+use crate::sys;
 
 /// A worker looks at its stop flag at least this often.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::sys::{BATCH, Inbox, Outbox, Peer};
 use super::{Pulse, is_allowed};
 use crate::cache::front::Front;
 use crate::metrics::{Dropped, Metrics, Source, Transport};
 use crate::resolve::flight::{Port, ReplyTo};
 use crate::resolve::view::View;
 use crate::resolve::{Client, Resolver, Step, Takeoff};
+use crate::sys::{BATCH, Inbox, Outbox, Peer};
 use crate::wire::query::OurEdns;
 
 /// Batches that a stopping worker still takes from its socket's queue: more than the queue holds.
