@@ -20,6 +20,7 @@ pub mod config;
 pub mod demo;
 pub mod metrics;
 pub mod node;
+pub mod readiness;
 pub mod resolve;
 pub mod serve;
 pub mod sys;
