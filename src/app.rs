@@ -266,7 +266,7 @@ impl Agent {
         }
         let is_busy = || self.resolver.flights.waiting() > 0 || self.listening.clients.count() > 0;
         self.wait_for(deadline, is_busy).await;
-        self.node.leave().await;
+        self.node.leave();
         let left = self.resolver.flights.waiting();
         let _ = std::fs::remove_file(&self.config.control);
         tracing::info!(unanswered = left, "ended");
