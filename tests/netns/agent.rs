@@ -87,7 +87,11 @@ impl Agent {
             let output = self.process.output();
             output.lines().any(|line| parts.iter().all(|part| line.contains(part)))
         };
-        wait_until(&format!("the log has a line with {parts:?}:\n{}", self.process.output()), seconds(5), logged);
+        wait_until(
+            &format!("the log has a line with {parts:?}:\n{}", self.process.output()),
+            seconds(5),
+            logged,
+        );
     }
 
     /// TCP connections opened to upstreams.

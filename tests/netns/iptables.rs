@@ -56,7 +56,8 @@ fn guard(v6: bool, firewall: Firewall) -> String {
 #[track_caller]
 pub(crate) fn replace(program: &str, service: Service) {
     let (mut chains, mut nat, mut filter) = (String::new(), String::new(), String::new());
-    for (protocol, port, hash) in [("udp", "dns", "TCOU7JCQXEZGVUNU"), ("tcp", "dns-tcp", "ERIFXISQEP7F7OF4")] {
+    for (protocol, port, hash) in [("udp", "dns", "TCOU7JCQXEZGVUNU"), ("tcp", "dns-tcp", "ERIFXISQEP7F7OF4")]
+    {
         let (chain, name) = (format!("KUBE-SVC-{hash}"), format!("kube-system/kube-dns:{port}"));
         let to = format!("-d {}/{}", service.cluster_ip, if service.v6 { 128 } else { 32 });
         let dns = format!("-p {protocol} -m {protocol} --dport 53");

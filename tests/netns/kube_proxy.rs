@@ -58,10 +58,8 @@ pub(crate) fn update(topology: Topology) {
         }
         // It forgets connections by UDP to endpoints that are gone: they would stay translated for ever.
         let family = if service.v6 { "ipv6" } else { "ipv4" };
-        let forget = format!(
-            "conntrack -D -f {family} -p udp --orig-dst {} 2>&1 || true",
-            service.cluster_ip
-        );
+        let forget =
+            format!("conntrack -D -f {family} -p udp --orig-dst {} 2>&1 || true", service.cluster_ip);
         program("sh", "dash", &["-c", &forget]);
     }
 }

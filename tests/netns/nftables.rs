@@ -38,7 +38,8 @@ pub(crate) fn replace(service: Service) {
         let hash = if protocol == "udp" { "NWBZK7IH" } else { "FY5PMXPG" };
         served.push(format!("{cluster_ip} . {protocol} . 53 : goto service-{hash}-{name}"));
         let one = |number: usize| format!("endpoint-{hash}{number}-{name}__pod{number}/53");
-        let each: Vec<_> = (0..endpoints.len()).map(|number| format!("{number} : goto {}", one(number))).collect();
+        let each: Vec<_> =
+            (0..endpoints.len()).map(|number| format!("{number} : goto {}", one(number))).collect();
         for (number, endpoint) in endpoints.iter().enumerate() {
             let target = if v6 { format!("[{endpoint}]:53") } else { format!("{endpoint}:53") };
             chains.push_str(&format!(

@@ -24,14 +24,23 @@ const GATEWAYS: [&str; 2] = ["10.244.0.1", "fd00:244::1"];
 /// The node's own, and its router's, which is not there.
 const NODE: [[&str; 2]; 2] = [["192.0.2.10/24", "192.0.2.1"], ["2001:db8::10/64", "2001:db8::1"]];
 
+/// Links made from now on have IPv6 addresses that can be used at once, link-local ones too: without these nobody asks
+/// where the next hop of a packet is that passes through.
+const AT_ONCE: &str = "net.ipv6.conf.default.accept_dad=0";
+
 /// Makes pods beside the node, and the links between. They go with what is returned.
 #[track_caller]
 pub(crate) fn make(node: &Namespace, families: Families) -> Vec<Namespace> {
     let pods = PODS.map(|(name, _)| Namespace::add(format!("{}-{name}", node.name)));
+    // Packets of pods pass through the node.
+    set(node, &["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", AT_ONCE]);
+    for pod in &pods {
+        set(pod, &[AT_ONCE]);
+    }
     // The other end of the uplink is here too, so that the link is up.
     let mut script = String::from("link add uplink type veth peer name router\nlink set router up\n");
     for [address, _] in families.of(NODE) {
-        let _ = writeln!(script, "address add {address} dev uplink {}", nodad(address));
+        let _ = writeln!(script, "address add {address} dev uplink");
     }
     script.push_str("link set uplink up\n");
     for [_, router] in families.of(NODE) {
@@ -40,7 +49,7 @@ pub(crate) fn make(node: &Namespace, families: Families) -> Vec<Namespace> {
     for ((name, addresses), pod) in PODS.iter().zip(&pods) {
         let _ = writeln!(script, "link add {name} type veth peer name eth0 netns {}", pod.name);
         for gateway in families.of(GATEWAYS) {
-            let _ = writeln!(script, "address add {} dev {name} {}", host(gateway), nodad(gateway));
+            let _ = writeln!(script, "address add {} dev {name}", host(gateway));
         }
         let _ = writeln!(script, "link set {name} up");
         for address in families.of(*addresses).into_iter().flatten() {
@@ -51,7 +60,7 @@ pub(crate) fn make(node: &Namespace, families: Families) -> Vec<Namespace> {
     for ((_, addresses), pod) in PODS.iter().zip(&pods) {
         let mut script = String::new();
         for address in families.of(*addresses).into_iter().flatten() {
-            let _ = writeln!(script, "address add {} dev eth0 {}", host(address), nodad(address));
+            let _ = writeln!(script, "address add {} dev eth0", host(address));
         }
         script.push_str("link set eth0 up\n");
         for gateway in families.of(GATEWAYS) {
@@ -59,7 +68,6 @@ pub(crate) fn make(node: &Namespace, families: Families) -> Vec<Namespace> {
         }
         batch(pod, &script);
     }
-    forward(node);
     pods.into()
 }
 
@@ -68,17 +76,11 @@ fn host(address: &str) -> String {
     format!("{address}/{}", if address.contains(':') { 128 } else { 32 })
 }
 
-/// An IPv6 address is in use at once, and not after a second of looking for others that have it.
-fn nodad(address: &str) -> &'static str {
-    if address.contains(':') { "nodad" } else { "" }
-}
-
-/// Packets of pods pass through the node.
+/// Sets what the kernel does there.
 #[track_caller]
-fn forward(node: &Namespace) {
+fn set(namespace: &Namespace, settings: &[&str]) {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", &node.name, "sysctl", "-q", "-w"]);
-    command.args(["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"]);
+    command.args(["netns", "exec", &namespace.name, "sysctl", "-q", "-w"]).args(settings);
     let output = run(&mut command).unwrap_or_else(|error| panic!("{}", missing("ip", "iproute2", &error)));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "sysctl (Debian package procps): {text}");
