@@ -4,10 +4,12 @@ pub mod netfilter;
 mod netlink;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use netfilter::{Bits, Chain, Hook, RAW, Refusal, Rule, Table};
 
 use crate::config::{Config, Mark, Server};
+use crate::readiness::Readiness;
 
 /// RFC 1035 §4.2: where the servers of `/etc/resolv.conf` are.
 const DNS: u16 = 53;
@@ -36,32 +38,38 @@ fn fix(refusal: &Refusal) -> &'static str {
     }
 }
 
-/// Rules by which queries to upstreams and their answers go past connection tracking, for as long as this lives.
+/// The node.
 #[derive(Debug)]
-pub struct Bypass {
-    ports: BTreeSet<u16>,
-    _table: Table,
+pub struct Node {
+    table: std::sync::Mutex<Option<(BTreeSet<u16>, Table)>>,
 }
 
-impl Bypass {
-    /// As the configuration wants it: `None` for none.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn of(config: &Config) -> Result<Option<Self>, NodeError> {
-        if !config.network.upstream_notrack {
-            return Ok(None);
+impl Node {
+    /// Begins.
+    pub async fn start(config: &Config, _readiness: &Arc<Readiness>) -> Arc<Self> {
+        let node = Arc::new(Self { table: std::sync::Mutex::default() });
+        let _ = node.ask(config);
+        node
+    }
+    /// Whether it intercepts.
+    pub fn intercepts(&self) -> bool {
+        false
+    }
+    /// Reload.
+    pub fn ask(&self, config: &Config) -> Result<(), NodeError> {
+        let mut table = self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if config.network.upstream_notrack && table.as_ref().is_none_or(|(known, _)| *known != ports(config))
+        {
+            let ports = ports(config);
+            let new = Table::install(&chains(&ports, config.network.mark))?;
+            *table = Some((ports, new));
         }
-        let ports = ports(config);
-        let table = Table::install(&chains(&ports, config.network.mark))?;
-        tracing::info!(table = table.name(), ?ports, "queries to upstreams go past connection tracking");
-        Ok(Some(Self { ports, _table: table }))
+        Ok(())
     }
-
-    /// Whether another configuration has servers at the same ports. All else is fixed while the agent runs.
-    pub fn fits(&self, config: &Config) -> bool {
-        self.ports == ports(config)
-    }
+    /// Withdraws.
+    pub fn withdraw(&self) {}
+    /// Leaves.
+    pub async fn leave(&self) {}
 }
 
 /// The ports of all servers.
@@ -77,7 +85,7 @@ fn ports(config: &Config) -> BTreeSet<u16> {
 /// What the agent's own sockets send to these ports, by the packet's mark, and what comes for them from there, by
 /// the socket's: a packet that comes has no mark yet. The ports come first in that direction, because looking for a
 /// socket costs more. Marks of others that use the same bits by accident concern no other port.
-fn chains(ports: &BTreeSet<u16>, Mark { own, mask }: Mark) -> [Chain; 2] {
+fn chains(ports: &BTreeSet<u16>, Mark { own, mask, .. }: Mark) -> [Chain; 2] {
     let bits = Bits { value: own, mask };
     let protocols = [libc::IPPROTO_TCP, libc::IPPROTO_UDP];
     let each = |rule: &dyn Fn(Rule, u16) -> Rule| {
@@ -122,10 +130,5 @@ mod tests {
         let config = Config { zones, ..Config::default() };
         assert_eq!(ports(&config).into_iter().collect::<Vec<_>>(), [53, 853, 1053, 5353]);
         assert_eq!(ports(&Config::default()).into_iter().collect::<Vec<_>>(), [53], "of the system");
-    }
-
-    #[test]
-    fn nothing_is_asked_of_the_kernel_unless_it_is_wanted() {
-        assert!(Bypass::of(&Config::default()).unwrap().is_none());
     }
 }

@@ -11,7 +11,7 @@ use super::BAD_CONFIG;
 use crate::app::{self, Agent, TICK};
 use crate::config::file::{self, Loaded};
 use crate::config::{Config, Log, LogFormat, LogLevel};
-use crate::serve::sys;
+use crate::sys;
 
 pub(super) fn run(path: Option<PathBuf>) -> ExitCode {
     let loaded = match &path {
