@@ -12,14 +12,24 @@ mod client;
 mod client_ways;
 #[path = "netns/cluster_dns.rs"]
 mod cluster_dns;
+#[path = "netns/intercept.rs"]
+mod intercept;
 #[path = "netns/iptables.rs"]
 mod iptables;
 #[path = "netns/kernel.rs"]
 mod kernel;
+#[path = "netns/kill.rs"]
+mod kill;
 #[path = "netns/kube_proxy.rs"]
 mod kube_proxy;
+#[path = "netns/mended.rs"]
+mod mended;
+#[path = "netns/migration.rs"]
+mod migration;
 #[path = "netns/nftables.rs"]
 mod nftables;
+#[path = "netns/notrack.rs"]
+mod notrack;
 #[path = "netns/reachable.rs"]
 mod reachable;
 #[path = "netns/support.rs"]
@@ -28,3 +38,5 @@ mod support;
 mod topology;
 #[path = "netns/topology_links.rs"]
 mod topology_links;
+#[path = "netns/waiting.rs"]
+mod waiting;

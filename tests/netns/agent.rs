@@ -3,10 +3,13 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::support::{Http, Process, free_port, program, seconds, wait_until};
+use crate::topology::Node;
 
 /// The longest TTL of the agents under test, shorter than that of the cluster's DNS: it says who answered.
 pub(crate) const AGENT_TTL: u32 = 7;
@@ -35,7 +38,7 @@ impl Agent {
     /// Waits until it is ready.
     #[track_caller]
     pub(crate) fn wait_until_ready(&mut self) {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while self.ready().0 != 200 {
             if let Some(status) = self.process.ended() {
                 panic!("the agent ended by itself ({status}):\n{}", self.process.output());
@@ -43,7 +46,7 @@ impl Agent {
             let (code, body) = self.ready();
             let output = self.process.output();
             assert!(begun.elapsed() < seconds(15), "not ready: {code} {body}\n{output}");
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -99,15 +102,50 @@ impl Agent {
         self.admin.count("nodens_upstream_connects_total", &[("result", "ok")]) as usize
     }
 
+    /// TCP connections opened to upstreams, and what `entries` counts at the same time: once they agree, or after a
+    /// while, since a connection that is being opened has its entry before it is one.
+    pub(crate) fn connections_and(&self, entries: impl Fn() -> usize) -> [usize; 2] {
+        let end = Instant::now() + seconds(5);
+        loop {
+            let figures = [self.connections(), entries()];
+            if figures[0] == figures[1] || Instant::now() >= end {
+                return figures;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Times that something was put back, at a step.
+    pub(crate) fn repairs(&self, step: &str) -> usize {
+        self.admin.count("nodens_setup_repairs_total", &[("step", step)]) as usize
+    }
+
     /// Queries sent to upstreams by UDP.
     pub(crate) fn sent_by_udp(&self) -> usize {
         self.admin.count("nodens_upstream_requests_total", &[("transport", "udp")]) as usize
     }
 }
 
+/// What the agents under test put into a stale answer.
+pub(crate) const STALE_TTL: u32 = 9;
+
 /// A zone for everything, whose answers show by their TTL that they come from the agent.
 pub(crate) fn zone(servers: &[String]) -> String {
     format!(
-        "zones:\n  - match: [\".\"]\n    upstream: {{ servers: {servers:?} }}\n    cache: {{ max_ttl: {AGENT_TTL}s }}\n"
+        "zones:\n  - match: [\".\"]\n    upstream: {{ servers: {servers:?} }}\n    cache:\n      \
+         max_ttl: {AGENT_TTL}s\n      stale: {{ answer_ttl: {STALE_TTL}s, client_response: 300ms }}\n"
     )
+}
+
+/// A configuration that listens there, with these settings below `network`.
+pub(crate) fn holding(listen: &[SocketAddr], network: &str, zone: &str) -> String {
+    let listen: Vec<_> = listen.iter().map(SocketAddr::to_string).collect();
+    format!("listen: {listen:?}\nnetwork: {{ {network} }}\n{zone}")
+}
+
+/// A configuration that holds the usual addresses, spares them connection tracking, and answers for the ClusterIPs.
+pub(crate) fn intercepting(node: &Node, zone: &str) -> String {
+    let ips: Vec<_> = node.cluster_ips().iter().map(|at| at.ip().to_string()).collect();
+    let network = format!("address_on: nodelocaldns, notrack: true, intercept: {ips:?}");
+    holding(&node.sockets([LISTEN, LISTEN6]), &network, zone)
 }

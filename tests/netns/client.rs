@@ -154,18 +154,21 @@ impl Load {
     /// Starts a client there, and waits until it has begun to ask.
     #[track_caller]
     pub(crate) fn start(place: Place, server: SocketAddr, way: Way, pace: Pace) -> Self {
-        let load = Self::launch(place, server, way, pace);
+        let load = Self::launch(place, server, way, pace, &Self::new_names());
         wait_until("the client has begun", seconds(10), || load.process.output().contains(BEGUN));
         load
     }
 
-    /// As [`Load::start`], without waiting.
-    #[track_caller]
-    fn launch(place: Place, server: SocketAddr, way: Way, pace: Pace) -> Self {
+    /// What names begin with that nobody has asked for.
+    pub(crate) fn new_names() -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let run = format!("{place:?}-{way:?}-{}-{number}", std::process::id()).to_lowercase();
-        let order = Order { server, way, pace, run };
+        format!("run-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// As [`Load::start`], with names that begin so, and without waiting.
+    #[track_caller]
+    fn launch(place: Place, server: SocketAddr, way: Way, pace: Pace, names: &str) -> Self {
+        let order = Order { server, way, pace, run: names.to_owned() };
         let this: PathBuf = env::current_exe().expect("this program");
         let mut command = Node::command(place, this.to_str().expect("a path in UTF-8"));
         let test = "client::queries_are_asked_at_the_rate_and_each_lost_one_is_counted";
@@ -198,9 +201,15 @@ impl Load {
 /// Asks so many queries from each place, all places at once, and returns what each of them saw.
 #[track_caller]
 pub(crate) fn ask_from(places: &[Place], server: SocketAddr, way: Way, count: u64) -> Vec<Seen> {
-    let start = |&place: &Place| Load::launch(place, server, way, Pace::Count(count));
+    let start = |&place: &Place| Load::launch(place, server, way, Pace::Count(count), &Load::new_names());
     let loads: Vec<_> = places.iter().map(start).collect();
     loads.into_iter().map(Load::finish).collect()
+}
+
+/// Asks for so many names that begin so, which others may have asked for.
+#[track_caller]
+pub(crate) fn ask_again(place: Place, server: SocketAddr, way: Way, count: u64, names: &str) -> Seen {
+    Load::launch(place, server, way, Pace::Count(count), names).finish()
 }
 
 /// Milliseconds since 1970.
@@ -246,9 +255,11 @@ fn queries_are_asked_at_the_rate_and_each_lost_one_is_counted() {
         println!("\n{SEEN}{}", serde_json::to_string(&seen).expect("JSON"));
         return;
     }
-    for way in [Way::Udp, Way::UdpOnePort] {
-        let pace = Pace::Rate { per_second: 500, for_ms: 1_000 };
-        let seen = Load::start(Place::Host, forgetful_server(), way, pace).finish();
+    let pace = Pace::Rate { per_second: 500, for_ms: 1_000 };
+    let loads =
+        [Way::Udp, Way::UdpOnePort].map(|way| Load::start(Place::Host, forgetful_server(), way, pace));
+    for load in loads {
+        let seen = load.finish();
         assert_eq!(seen.sent, 500, "{seen}");
         assert_eq!(seen.lost.len(), 10, "{seen}");
         assert_eq!(seen.with_ttl(30), 490, "{seen}");

@@ -27,7 +27,7 @@ pub(crate) enum Outcome {
 
 /// Carries out an order, and says what became of it.
 pub(crate) fn run_order(order: &Order) -> Seen {
-    nodens::serve::sys::raise_open_files().expect("the limit of open files");
+    nodens::sys::raise_open_files().expect("the limit of open files");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     LocalSet::new().block_on(&runtime, send_all(order))
 }
@@ -83,7 +83,7 @@ async fn send_all(order: &Order) -> Seen {
 }
 
 /// A question for the address of a name that nobody asks for twice.
-fn question(run: &str, number: u64) -> Vec<u8> {
+pub(crate) fn question(run: &str, number: u64) -> Vec<u8> {
     let [.., high, low] = number.to_be_bytes();
     // RD, one question.
     let mut bytes = vec![high, low, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];

@@ -7,7 +7,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::support::{Process, message, query, seconds, wait_until};
+use crate::client_ways::question;
+use crate::support::{Process, seconds, wait_until};
 use crate::topology::{ENDPOINTS, ENDPOINTS6, Families, dns_at};
 
 /// What the cluster's DNS gives for every name below `load.test`, and how long it may be kept. Agents under test
@@ -105,6 +106,6 @@ fn is_answered(server: SocketAddr) -> bool {
     let socket = socket.expect("socket");
     socket.set_read_timeout(Some(seconds(2))).expect("timeout");
     socket.connect(server).expect("a route");
-    let query = message(&query("probe.load.test.", "A"));
+    let query = question("probe", 0);
     socket.send(&query).is_ok() && socket.recv(&mut [0; 512]).is_ok()
 }

@@ -1,17 +1,22 @@
 //! What the node's kernel knows, and what changes it by hand.
 
+use std::fmt;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use crate::support::{missing, run};
 
-/// A tracked connection, as its first packet was and as its answers are expected.
-#[derive(Debug)]
+/// A tracked connection, and where its first packet went.
 pub(crate) struct Entry {
-    pub(crate) source: String,
-    pub(crate) destination: String,
-    pub(crate) port: String,
-    pub(crate) line: String,
+    destination: String,
+    port: String,
+    line: String,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.line)
+    }
 }
 
 /// Tracked connections of `protocol` (`tcp`, `udp`) to port 53, in both families.
@@ -22,7 +27,6 @@ pub(crate) fn entries(protocol: &str) -> Vec<Entry> {
     let entry = |line: &str| {
         let first = |label: &str| line.split_whitespace().find_map(|word| word.strip_prefix(label));
         Some(Entry {
-            source: first("src=")?.to_owned(),
             destination: first("dst=")?.to_owned(),
             port: first("dport=")?.to_owned(),
             line: line.to_owned(),
@@ -54,6 +58,20 @@ pub(crate) fn nft(rules: &str) -> String {
 pub(crate) fn ip(words: &str) -> String {
     let words: Vec<_> = words.split_whitespace().collect();
     program("ip", "iproute2", &words)
+}
+
+/// The rules of others, as one of iptables' saving programs lists them, without what changes by itself.
+#[track_caller]
+pub(crate) fn iptables_rules(save: &str) -> Vec<String> {
+    let text = program(save, "iptables", &[]);
+    text.lines().filter(|line| line.starts_with('-')).map(str::to_owned).collect()
+}
+
+/// The links that hold this address.
+#[track_caller]
+pub(crate) fn holders(address: &str) -> Vec<String> {
+    let text = ip(&format!("-o address show to {address}"));
+    text.lines().filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
 }
 
 /// The tables that agents have made.

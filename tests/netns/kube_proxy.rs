@@ -4,7 +4,7 @@ use crate::iptables;
 use crate::kernel::program;
 use crate::nftables;
 use crate::topology::{
-    CLUSTER_IP, CLUSTER_IP6, ENDPOINTS, ENDPOINTS6, Families, Firewall, POD_RANGES, Proxy, Topology,
+    CLUSTER_IP, CLUSTER_IP6, ENDPOINTS, ENDPOINTS6, Firewall, POD_RANGES, Proxy, Topology,
 };
 
 /// The Service of the cluster's DNS in one family.
@@ -72,6 +72,3 @@ pub(crate) fn states(firewall: Firewall) -> Option<&'static [&'static str]> {
         Firewall::DropsUntracked => Some(&["new"]),
     }
 }
-
-/// Both families, for what is written once.
-pub(crate) const BOTH: Families = Families::Dual;

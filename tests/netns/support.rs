@@ -1,7 +1,5 @@
 //! What the other suites share with this one.
 
-#[path = "../support/datagram.rs"]
-mod datagram;
 #[path = "../support/http.rs"]
 mod http;
 #[path = "../support/namespace.rs"]
@@ -13,7 +11,6 @@ mod process;
 #[path = "../support/waiting.rs"]
 mod waiting;
 
-pub(crate) use datagram::{message, query};
 pub(crate) use http::Http;
 pub(crate) use namespace::{Namespace, inside};
 pub(crate) use ports::{free_port, run};
