@@ -265,6 +265,8 @@ pub struct Network {
 /// Marks of packets, within the bits that are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
+    /// Of queries to intercepted ClusterIPs.
+    pub intercept: u32,
     /// Of queries to upstreams.
     pub own: u32,
     /// The bits of a mark that are ours.

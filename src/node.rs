@@ -2,12 +2,14 @@
 
 pub mod netfilter;
 mod netlink;
+pub mod rules;
 
 use std::collections::BTreeSet;
 
-use netfilter::{Bits, Chain, Hook, RAW, Refusal, Rule, Table};
+use netfilter::{Refusal, Table};
+use rules::{Wanted, chains};
 
-use crate::config::{Config, Mark, Server};
+use crate::config::{Config, Server};
 
 /// RFC 1035 §4.2: where the servers of `/etc/resolv.conf` are.
 const DNS: u16 = 53;
@@ -53,7 +55,14 @@ impl Bypass {
             return Ok(None);
         }
         let ports = ports(config);
-        let table = Table::install(&chains(&ports, config.network.mark))?;
+        let mut table = Table::open()?;
+        table.replace(&chains(&Wanted {
+            notrack: &[],
+            intercept: &[],
+            upstream_ports: &ports,
+            never_upstream: &[],
+            mark: config.network.mark,
+        }))?;
         tracing::info!(table = table.name(), ?ports, "queries to upstreams go past connection tracking");
         Ok(Some(Self { ports, _table: table }))
     }
@@ -72,34 +81,6 @@ fn ports(config: &Config) -> BTreeSet<u16> {
         server => server.addr().map_or(DNS, |addr| addr.port()),
     };
     servers.map(port).collect()
-}
-
-/// What the agent's own sockets send to these ports, by the packet's mark, and what comes for them from there, by
-/// the socket's: a packet that comes has no mark yet. The ports come first in that direction, because looking for a
-/// socket costs more. Marks of others that use the same bits by accident concern no other port.
-fn chains(ports: &BTreeSet<u16>, Mark { own, mask }: Mark) -> [Chain; 2] {
-    let bits = Bits { value: own, mask };
-    let protocols = [libc::IPPROTO_TCP, libc::IPPROTO_UDP];
-    let each = |rule: &dyn Fn(Rule, u16) -> Rule| {
-        let rules = ports.iter().flat_map(|&port| {
-            protocols.map(|protocol| rule(Rule::default().protocol(protocol as u8), port).notrack())
-        });
-        rules.collect()
-    };
-    [
-        Chain {
-            name: "output",
-            hook: Hook::Output,
-            priority: RAW,
-            rules: each(&|rule, port| rule.destination_port(port).mark(bits)),
-        },
-        Chain {
-            name: "prerouting",
-            hook: Hook::Prerouting,
-            priority: RAW,
-            rules: each(&|rule, port| rule.source_port(port).socket_mark(bits)),
-        },
-    ]
 }
 
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl Default for Hedge {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { upstream_notrack: false, mark: Mark { own: 0x36, mask: 0xff } }
+        Self { upstream_notrack: false, mark: Mark { intercept: 0x35, own: 0x36, mask: 0xff } }
     }
 }
 

@@ -52,7 +52,7 @@ fn write_all(config: &Config, out: &mut String) -> fmt::Result {
         )?;
     }
     if config.network.upstream_notrack {
-        let Mark { own, mask } = config.network.mark;
+        let Mark { own, mask, .. } = config.network.mark;
         writeln!(
             out,
             "exempts queries to upstreams from connection tracking, by the mark {own:#x}/{mask:#x}"

@@ -174,10 +174,11 @@ fn network(raw: &raw::Network, reader: &mut Reader<'_>) -> Network {
     let default = Network::default();
     let bits = |text: &str| value::number(text, &MARK);
     let mark = Mark {
+        intercept: default.mark.intercept,
         own: reader.value("network.mark.own", &raw.mark.own, default.mark.own, bits),
         mask: reader.value("network.mark.mask", &raw.mark.mask, default.mark.mask, bits),
     };
-    let Mark { own, mask } = mark;
+    let Mark { own, mask, .. } = mark;
     if own & !mask != 0 {
         let (key, line) = match raw.mark.own.line() {
             Some(line) => ("network.mark.own", line),

@@ -177,7 +177,7 @@ fn other_spellings_of_a_default_are_the_default() {
 fn marks_are_hexadecimal_or_decimal() {
     let network = parsed("network: { upstream_notrack: true, mark: { own: 0x3600, mask: 65280 } }").network;
     assert!(network.upstream_notrack);
-    assert_eq!(network.mark, Mark { own: 0x3600, mask: 0xff00 });
+    assert_eq!(network.mark, Mark { intercept: 0x35, own: 0x3600, mask: 0xff00 });
 }
 
 #[test]
