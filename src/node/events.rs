@@ -62,9 +62,11 @@ impl Events {
     /// # Errors
     /// The system's own.
     pub fn open(on: &str, addresses: &[IpAddr]) -> io::Result<Self> {
-        let socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+        let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
         socket.set_non_blocking(true)?;
         socket.set_rx_buf_sz(BUFFER)?;
+        // What the kernel says to all goes to sockets with a number of their own.
+        socket.bind_auto()?;
         for group in GROUPS {
             socket.add_membership(group)?;
         }
