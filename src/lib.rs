@@ -21,6 +21,7 @@ pub mod demo;
 pub mod metrics;
 pub mod node;
 pub mod privileges;
+pub mod readiness;
 pub mod resolve;
 pub mod serve;
 pub mod sys;

@@ -8,18 +8,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those that it may know beside itself; `None` for those that may know all.
-const MAY_IMPORT: [(&str, Option<&[&str]>); 17] = [
+const MAY_IMPORT: [(&str, Option<&[&str]>); 18] = [
     ("wire", Some(&[])),
     ("config", Some(&[])),
     ("clock", Some(&[])),
     ("sys", Some(&[])),
+    ("readiness", Some(&["metrics"])),
     ("metrics", Some(&["wire"])),
     ("zone", Some(&["wire"])),
     ("cache", Some(&["wire", "zone", "config", "metrics"])),
     ("upstream", Some(&["clock", "wire", "zone", "config", "metrics"])),
     ("resolve", Some(&["clock", "cache", "upstream", "wire", "zone", "config", "metrics"])),
-    ("serve", Some(&["sys", "resolve", "cache", "upstream", "wire", "zone", "config", "metrics"])),
-    ("node", Some(&["config"])),
+    (
+        "serve",
+        Some(&["sys", "readiness", "resolve", "cache", "upstream", "wire", "zone", "config", "metrics"]),
+    ),
+    ("node", Some(&["config", "metrics", "readiness", "sys"])),
     ("privileges", Some(&["config"])),
     ("demo", Some(&[])),
     ("admin", None),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::errors::{assert_said, said, zone};
+use super::errors::{said, zone};
 use super::*;
 use crate::config::{Hedge, Scheme, Server, ServerPolicy, Upstream};
 
