@@ -133,7 +133,7 @@ impl Agent {
             if let Some(status) = self.process.ended() {
                 panic!("the agent ended by itself ({status}):\n{}", self.process.output());
             }
-            self.answers() && self.admin.get("/health").is_some()
+            self.admin.get("/health").is_some() && self.answers()
         });
     }
 
