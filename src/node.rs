@@ -1,7 +1,11 @@
 //! What the agent asks of its node: rules in the kernel, which end with it.
 
+pub mod events;
+pub mod link;
 pub mod netfilter;
 mod netlink;
+pub mod route;
+mod rtnetlink;
 
 use std::collections::BTreeSet;
 
