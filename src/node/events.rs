@@ -78,8 +78,8 @@ impl Events {
         Ok(Self { socket, link: on.to_owned(), addresses: addresses.iter().copied().collect() })
     }
 
-    /// Waits for changes, and returns all that are known then. An address that the caller itself adds is one of them,
-    /// once: whoever then finds nothing to do is not woken again. May be dropped at any time; nothing is lost by it.
+    /// Waits for changes, and returns all that are known then. An address that the caller itself adds is one of them, an
+    /// IPv6 address twice, the second time as it comes into use: whoever then finds nothing to do is not woken again. May be dropped at any time; nothing is lost by it.
     ///
     /// # Errors
     /// The system's own.
@@ -88,7 +88,11 @@ impl Events {
             let mut ready = self.socket.readable().await?;
             let mut changes = BTreeSet::new();
             let mut space = Vec::with_capacity(DATAGRAM);
-            for _ in 0..BATCH {
+            for read in 0.. {
+                // After a loss the kernel says nothing more, not even of further losses, until all is read.
+                if read >= BATCH && !changes.contains(&Change::Lost) {
+                    break;
+                }
                 space.clear();
                 match self.socket.get_ref().recv(&mut space, 0) {
                     Ok(_) => changes.extend(self.changes(&space)),

@@ -2,8 +2,9 @@
 //!
 //! A dummy link is what NodeLocal DNSCache uses, and one that it has left is used as it is. A kernel without dummies has
 //! `lo`. What Linux makes of an address is told here once, measured in network namespaces:
-//! an IPv4 address answers on every link that holds it, also on one that is down: that is how kube-proxy's IPVS
-//! mode holds ClusterIPs. An IPv6 address goes when its link goes down, and answers only on a link that is up.
+//! an address answers on every link that holds it, also on one that is down: that is how kube-proxy's IPVS mode holds
+//! ClusterIPs. IPv6 addresses go when their link goes down. One that is tentative does not answer, and stays so for as
+//! long as the link has no carrier.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,7 +14,7 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::rtnetlink::Socket;
@@ -42,9 +43,9 @@ pub enum Problem {
         "this kernel has IPv6 switched off (boot option ipv6.disable=1): leave IPv6 addresses out, or switch it on"
     )]
     NoIpv6,
-    /// Somebody else on the network had the address, so it is there and does not answer.
-    #[error("it is on link {0} as a duplicate of another machine's (dadfailed): take it away there")]
-    Duplicate(String),
+    /// It is there and does not answer.
+    #[error("it is on link {0}, {1}")]
+    Silent(String, &'static str),
     /// The kernel could not give a link this name.
     #[error("`{0}` cannot be the name of a link: {1}")]
     Name(String, &'static str),
@@ -124,6 +125,7 @@ struct Link {
     index: u32,
     kind: Option<String>,
     up: bool,
+    carrier: bool,
 }
 
 /// Has the kernel hold these addresses: those that no link holds yet are added to the link `on`, which is made if it is
@@ -145,7 +147,7 @@ pub fn hold(on: &str, addresses: &[IpAddr]) -> Result<Held, Problem> {
         (target, held.created) = make(&mut socket, on)?;
     }
     if let Some(link) = &target {
-        let ours = !lost.is_empty() || wanted.iter().any(|&address| node.holds(&link.name, address));
+        let ours = !lost.is_empty() || wanted.iter().any(|&address| node.on(&link.name, address).is_some());
         if !link.up && ours {
             raise(&mut socket, link)?;
             held.raised = true;
@@ -164,11 +166,10 @@ pub fn hold(on: &str, addresses: &[IpAddr]) -> Result<Held, Problem> {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
                 held.missing.push((address, problem(error, &link.name, || format!("address {address}"))));
             }
-            Err(_) if node.holds(&link.name, address) => {
-                held.missing.push((address, Problem::Duplicate(place.link)));
-            }
-            // Another agent was faster.
-            Err(_) => held.adopted.push(place),
+            Err(_) => match node.on(&link.name, address) {
+                Some(holder) => held.missing.push((address, holder.silence())),
+                None => held.adopted.push(place), // another agent was faster
+            },
         }
     }
     Ok(held)
@@ -354,8 +355,8 @@ impl Node {
         self.place(address).is_some()
     }
 
-    fn holds(&self, link: &str, address: IpAddr) -> bool {
-        self.holders.iter().any(|holder| holder.link == link && holder.address == address)
+    fn on(&self, link: &str, address: IpAddr) -> Option<&Holder> {
+        self.holders.iter().find(|holder| holder.link == link && holder.address == address)
     }
 
     /// Where it answers.
@@ -380,8 +381,9 @@ impl Link {
                 _ => {}
             }
         }
-        let up = message.header.flags.contains(LinkFlags::Up);
-        name.map(|name| Self { name, index: message.header.index, kind, up })
+        let LinkHeader { index, flags, .. } = message.header;
+        let (up, carrier) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::LowerUp));
+        name.map(|name| Self { name, index, kind, up, carrier })
     }
 }
 
@@ -389,16 +391,32 @@ impl Holder {
     fn of(message: AddressMessage, links: &BTreeMap<u32, Link>) -> Option<Self> {
         let address = address(&message)?;
         let number = message.header.index;
-        let unknown = || Link { name: format!("#{number}"), index: number, kind: None, up: true };
-        let Link { name: link, kind, up, .. } = links.get(&number).cloned().unwrap_or_else(unknown);
-        let stays = address.is_ipv4() || (up && !flags(&message).contains(AddressFlags::Dadfailed));
+        let unknown =
+            || Link { name: format!("#{number}"), index: number, kind: None, up: true, carrier: true };
+        let Link { name: link, kind, up, carrier, .. } = links.get(&number).cloned().unwrap_or_else(unknown);
+        let flags = flags(&message);
+        // With a carrier it is a matter of a second.
+        let waits = flags.contains(AddressFlags::Tentative) && !carrier;
         let scope = match message.header.scope {
             AddressScope::Host => "host",
             AddressScope::Link => "link",
             _ => "global",
         };
-        let answers = stays && link != IPVS;
+        let answers = !waits && !flags.contains(AddressFlags::Dadfailed) && link != IPVS;
         Some(Self { address, prefix: message.header.prefix_len, kind, up, scope, answers, link, message })
+    }
+
+    /// Why it does not answer.
+    fn silence(&self) -> Problem {
+        let why = if flags(&self.message).contains(AddressFlags::Dadfailed) {
+            "as a duplicate of another machine's (dadfailed): take it away there"
+        } else if self.link == IPVS {
+            "where kube-proxy takes away what is no service's: let network.address_on be another link"
+        } else {
+            "which has no carrier, so that it stays tentative: set up the link's other end, or let network.address_on \
+             be another link"
+        };
+        Problem::Silent(self.link.clone(), why)
     }
 
     fn is_as_we_add_it(&self) -> bool {

@@ -128,7 +128,10 @@ pub fn let_go(addresses: &[IpAddr], mark: Bits) -> Result<Changed, Problem> {
             .partition(|route| addresses.contains(&route.to) && route.leads(route.to));
         if staying.is_empty() && rules(&mut socket, family)?.iter().any(|rule| is_ours(rule, mark)) {
             let what = || format!("to remove the {} rule", family.name());
-            if done(socket.change(RouteNetlinkMessage::DelRule(family.rule(mark)), 0), family, what)? {
+            let mut rule = family.rule(mark);
+            // Whoever made it.
+            rule.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+            if done(socket.change(RouteNetlinkMessage::DelRule(rule), 0), family, what)? {
                 changed.rules.push(family.name());
             }
         }
