@@ -6,7 +6,9 @@
 //! ClusterIPs. IPv6 addresses go when their link goes down. One that is tentative does not answer, and stays so for as
 //! long as the link has no carrier.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod seen;
+
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -14,10 +16,13 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::rtnetlink::Socket;
+pub use seen::Holder;
+pub(super) use seen::address;
+use seen::{Link, Node};
 
 /// Takes the place of a dummy link where the kernel has none.
 pub const LOOPBACK: &str = "lo";
@@ -97,35 +102,6 @@ pub struct Released {
     pub removed: Vec<Place>,
     /// And the link.
     pub link: bool,
-}
-
-/// An address that a link holds.
-#[derive(Debug, Clone)]
-pub struct Holder {
-    /// The address.
-    pub address: IpAddr,
-    /// The length of its prefix in bits.
-    pub prefix: u8,
-    /// The link's name.
-    pub link: String,
-    /// What `ip link` calls its kind: `dummy`, `veth`; `None` for `lo` and hardware.
-    pub kind: Option<String>,
-    /// The link is up.
-    pub up: bool,
-    /// `global`, `link`, `host`, as `ip address` says it.
-    pub scope: &'static str,
-    /// Whether the kernel answers for it, and we can rely on its staying there.
-    pub answers: bool,
-    message: AddressMessage,
-}
-
-#[derive(Debug, Clone)]
-struct Link {
-    name: String,
-    index: u32,
-    kind: Option<String>,
-    up: bool,
-    carrier: bool,
 }
 
 /// Has the kernel hold these addresses: those that no link holds yet are added to the link `on`, which is made if it is
@@ -318,133 +294,4 @@ fn add(socket: &mut Socket, link: &Link, address: IpAddr) -> io::Result<()> {
         }
     }
     socket.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
-}
-
-/// The links and their addresses at one moment.
-struct Node {
-    links: BTreeMap<u32, Link>,
-    holders: Vec<Holder>,
-}
-
-impl Node {
-    fn read(socket: &mut Socket) -> Result<Self, Problem> {
-        let other = |what: &str| {
-            let what = format!("a list of {what}");
-            |error| Problem::Other(what, error)
-        };
-        let links = socket.list(RouteNetlinkMessage::GetLink(LinkMessage::default()));
-        let links = links.map_err(other("links"))?.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => Link::of(message),
-            _ => None,
-        });
-        let links: BTreeMap<u32, Link> = links.map(|link| (link.index, link)).collect();
-        let holders = socket.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
-        let holders = holders.map_err(other("addresses"))?.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => Holder::of(message, &links),
-            _ => None,
-        });
-        let holders = holders.collect();
-        Ok(Self { links, holders })
-    }
-
-    fn link(&self, name: &str) -> Option<&Link> {
-        self.links.values().find(|link| link.name == name)
-    }
-
-    fn answers(&self, address: IpAddr) -> bool {
-        self.place(address).is_some()
-    }
-
-    fn on(&self, link: &str, address: IpAddr) -> Option<&Holder> {
-        self.holders.iter().find(|holder| holder.link == link && holder.address == address)
-    }
-
-    /// Where it answers.
-    fn place(&self, address: IpAddr) -> Option<Place> {
-        let holder = self.holders.iter().find(|holder| holder.address == address && holder.answers)?;
-        Some(Place { address, link: holder.link.clone() })
-    }
-}
-
-impl Link {
-    fn of(message: LinkMessage) -> Option<Self> {
-        let (mut name, mut kind) = (None, None);
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(text) => name = Some(text),
-                LinkAttribute::LinkInfo(infos) => {
-                    kind = infos.into_iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind.to_string()),
-                        _ => None,
-                    });
-                }
-                _ => {}
-            }
-        }
-        let LinkHeader { index, flags, .. } = message.header;
-        let (up, carrier) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::LowerUp));
-        name.map(|name| Self { name, index, kind, up, carrier })
-    }
-}
-
-impl Holder {
-    fn of(message: AddressMessage, links: &BTreeMap<u32, Link>) -> Option<Self> {
-        let address = address(&message)?;
-        let number = message.header.index;
-        let unknown =
-            || Link { name: format!("#{number}"), index: number, kind: None, up: true, carrier: true };
-        let Link { name: link, kind, up, carrier, .. } = links.get(&number).cloned().unwrap_or_else(unknown);
-        let flags = flags(&message);
-        // With a carrier it is a matter of a second.
-        let waits = flags.contains(AddressFlags::Tentative) && !carrier;
-        let scope = match message.header.scope {
-            AddressScope::Host => "host",
-            AddressScope::Link => "link",
-            _ => "global",
-        };
-        let answers = !waits && !flags.contains(AddressFlags::Dadfailed) && link != IPVS;
-        Some(Self { address, prefix: message.header.prefix_len, kind, up, scope, answers, link, message })
-    }
-
-    /// Why it does not answer.
-    fn silence(&self) -> Problem {
-        let why = if flags(&self.message).contains(AddressFlags::Dadfailed) {
-            "as a duplicate of another machine's (dadfailed): take it away there"
-        } else if self.link == IPVS {
-            "where kube-proxy takes away what is no service's: let network.address_on be another link"
-        } else {
-            "which has no carrier, so that it stays tentative: set up the link's other end, or let network.address_on \
-             be another link"
-        };
-        Problem::Silent(self.link.clone(), why)
-    }
-
-    fn is_as_we_add_it(&self) -> bool {
-        match self.address {
-            IpAddr::V4(_) => self.prefix == 32 && self.scope == "host",
-            IpAddr::V6(_) => self.prefix == 128 && flags(&self.message).contains(AddressFlags::Nodad),
-        }
-    }
-}
-
-/// The address that a message is about: on links from point to point, `Address` is the other end's.
-pub(super) fn address(message: &AddressMessage) -> Option<IpAddr> {
-    let mut end = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(local) => return Some(*local),
-            AddressAttribute::Address(address) => end = Some(*address),
-            _ => {}
-        }
-    }
-    end
-}
-
-/// All flags; the header has room for eight.
-fn flags(message: &AddressMessage) -> AddressFlags {
-    let all = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Flags(flags) => Some(*flags),
-        _ => None,
-    });
-    all.unwrap_or_else(|| AddressFlags::from_bits_retain(message.header.flags.bits().into()))
 }
