@@ -35,6 +35,9 @@ pub enum Problem {
     /// The kernel has no rules.
     #[error("this kernel has no ip rules for {0} (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)")]
     NoRules(&'static str),
+    /// Somebody else has a route in our table.
+    #[error("table {TABLE} has another route to {0}: `ip route del {0} table {TABLE}` takes it away")]
+    Taken(IpAddr),
     /// Anything else.
     #[error("the kernel refused {0}: {1}")]
     Other(String, io::Error),
@@ -95,6 +98,9 @@ pub fn lead_here(addresses: &[IpAddr], mark: Bits) -> Result<Changed, Problem> {
         for address in ours {
             if routes.iter().any(|route| route.leads(address)) {
                 continue;
+            }
+            if routes.iter().any(|route| !route.local && route.is_whole(address)) {
+                return Err(Problem::Taken(address));
             }
             let what = || format!("the route of {address}");
             if done(socket.change(RouteNetlinkMessage::NewRoute(family.route(address)), NEW), family, what)? {
@@ -241,7 +247,12 @@ impl Family {
 
 impl Route {
     fn leads(&self, address: IpAddr) -> bool {
-        self.local && self.to == address && self.prefix == if address.is_ipv4() { 32 } else { 128 }
+        self.local && self.is_whole(address)
+    }
+
+    /// It is to this address alone.
+    fn is_whole(&self, address: IpAddr) -> bool {
+        self.to == address && self.prefix == if address.is_ipv4() { 32 } else { 128 }
     }
 }
 

@@ -138,16 +138,29 @@ fn the_rule_goes_with_the_last_route() {
     });
 }
 
-/// A table of a whole network's routes must not be read for three of ours.
 #[test]
 fn the_routes_of_other_tables_are_not_taken_for_ours() {
     on_a_node(|| {
         ip("route add local 10.96.0.10 dev lo table 77");
-        ip("route add blackhole 10.96.0.12 table 10053");
-        let changed = lead_here(&addresses(&["10.96.0.10", "10.96.0.12"]), MARK);
-        let said = format!("{changed:?}");
+        let changed = lead_here(&addresses(&["10.96.0.10"]), MARK).expect("led");
+        assert_eq!(changed.routes, addresses(&["10.96.0.10"]));
         let (_, routes) = seen(MARK).expect("routes");
-        let ours: Vec<_> = routes.iter().map(|route| (route.to.to_string(), route.local)).collect();
-        assert!(ours.contains(&("10.96.0.10".to_owned(), true)), "{said}: {ours:?}");
+        assert_eq!(routes.len(), 1, "{routes:?}");
+        let_go(&addresses(&["10.96.0.10"]), MARK).expect("let go");
+        assert!(ip("route show table 77").contains("10.96.0.10"));
+    });
+}
+
+#[test]
+fn a_route_of_somebody_else_in_our_table_is_named_and_not_taken_for_ours() {
+    on_a_node(|| {
+        for (family, address) in [("-4", "10.96.0.12"), ("-6", "fd00:96::12")] {
+            ip(&format!("{family} route add blackhole {address} table 10053"));
+            let problem = lead_here(&addresses(&[address]), MARK).expect_err(address).to_string();
+            let command = problem.split('`').nth(1).expect("a command").trim_start_matches("ip ").to_owned();
+            ip(&command);
+            let changed = lead_here(&addresses(&[address]), MARK).expect("led");
+            assert_eq!(changed.routes, addresses(&[address]));
+        }
     });
 }
