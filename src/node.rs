@@ -59,6 +59,7 @@ impl Bypass {
         table.replace(&chains(&Wanted {
             notrack: &[],
             intercept: &[],
+            leaving: &[],
             upstream_ports: &ports,
             never_upstream: &[],
             mark: config.network.mark,
