@@ -10,6 +10,8 @@ mod intercept;
 mod node;
 #[path = "netfilter/notrack.rs"]
 mod notrack;
+#[path = "netfilter/seen.rs"]
+mod seen;
 #[path = "netfilter/support.rs"]
 mod support;
 #[path = "netfilter/table.rs"]

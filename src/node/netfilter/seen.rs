@@ -135,7 +135,7 @@ pub struct RuleSeen {
     pub comment: Option<String>,
     /// What it compares with or sets that is as long as an address. Marks are as long as an IPv4 address.
     pub addresses: Vec<IpAddr>,
-    /// What it compares with that is as long as a port, and the ports of iptables' `udp` and `tcp`.
+    /// What it compares with that is as long as a port, and the destination port of iptables' `udp` and `tcp`.
     pub ports: Vec<u16>,
     /// Its expressions from left to right: as the kernel calls them (`meta`, `payload`, `notrack`), a verdict by its
     /// own name (`accept`, `drop`, `jump KUBE-SERVICES`), iptables' matches and targets by theirs (`comment`, `CT`).
