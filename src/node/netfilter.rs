@@ -6,6 +6,7 @@
 //! netlink has 227,000 lines, and `nft` itself, a process of its own, could not be the owner.
 
 mod conntrack;
+mod firewall;
 mod numbers;
 mod rule;
 mod seen;
@@ -16,6 +17,7 @@ mod words;
 use std::io;
 
 pub use conntrack::{Tracked, conntrack};
+pub use firewall::{Firewall, OPENED, Opened};
 pub use rule::{Bits, Chain, Hook, Kind, MANGLE, RAW, Rule};
 pub use seen::{Base, ChainSeen, Family, RuleSeen, TableSeen, tables};
 pub use table::{Ownership, Table, remove_orphans};
