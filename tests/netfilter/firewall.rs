@@ -1,6 +1,8 @@
 //! Firewalls of others that drop what is not tracked.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 
 use nodens::node::netfilter::{Firewall, OPENED, Opened, Table};
 use nodens::node::rules::{Wanted, chains};
@@ -9,6 +11,7 @@ use crate::node::{
     LISTEN, NOTHING, PROTOCOLS, address, entries, host_asks, host_asks_in_vain, nft, on_a_node, pod_asks,
     program,
 };
+use crate::support::{missing, seconds, wait_until};
 
 /// Drops whatever connection tracking does not know, in both directions; tracks, too.
 const GUARD: &str = "table inet guard {
@@ -84,7 +87,7 @@ fn chains_that_drop_are_opened_for_untracked_dns_and_closed_again() {
 }
 
 #[test]
-fn chains_of_iptables_and_tables_with_an_owner_are_left_alone_and_named() {
+fn chains_of_iptables_and_of_kube_proxy_are_left_alone_and_the_command_that_helps_is_named() {
     on_a_node(|| {
         let at = LISTEN.map(address);
         let iptables = |arguments: &[&str]| {
@@ -118,5 +121,33 @@ fn chains_of_iptables_and_tables_with_an_owner_are_left_alone_and_named() {
         let words: Vec<&str> = command.split(' ').skip(1).collect();
         iptables(&words);
         assert!(iptables(&["-S", "INPUT"]).contains("UNTRACKED"));
+    });
+}
+
+/// As those of firewalld since version 2.3.
+#[test]
+fn a_table_with_an_owner_is_left_alone_and_named() {
+    on_a_node(|| {
+        let mut owner = Command::new("nft")
+            .arg("-i")
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}", missing("nft", "nftables", &error)));
+        let mut stdin = owner.stdin.take().expect("a pipe");
+        let rules = "add table inet theirs { flags owner; }\n\
+                     add chain inet theirs input { type filter hook input priority 0; policy drop; }\n";
+        stdin.write_all(rules.as_bytes()).expect("rules");
+        let list = || nft("list ruleset");
+        wait_until("their table is there", seconds(5), || list().contains("policy drop"));
+        let before = list();
+        let done =
+            Firewall::find().and_then(|firewall| firewall.open_for(&LISTEN.map(address))).expect("open");
+        assert_eq!((done.opened.len(), done.cannot.len()), (0, 1), "{done:?}");
+        assert!(
+            done.cannot[0].starts_with("inet theirs input: ") && done.cannot[0].contains("netlink socket")
+        );
+        assert_eq!(list(), before);
+        drop(stdin);
+        owner.wait().expect("an end");
     });
 }

@@ -5,7 +5,7 @@ use std::env;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use nodens::config::Mark;
 use nodens::node::rules::Wanted;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support::{Namespace, inside, missing, run, seconds};
+use crate::support::{Namespace, inside, missing, seconds};
 
 /// Addresses that the node holds and the agent listens at.
 pub(crate) const LISTEN: [&str; 2] = ["169.254.20.10:53", "[fd00:20::10]:53"];
@@ -192,7 +192,10 @@ pub(crate) fn nft(rules: &str) -> String {
 /// Whether a program ended well, and what it printed.
 #[track_caller]
 pub(crate) fn program(name: &str, package: &str, arguments: &[&str]) -> (bool, String) {
-    let output = run(Command::new(name).args(arguments))
+    let output = Command::new(name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
         .unwrap_or_else(|error| panic!("{}", missing(name, package, &error)));
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {

@@ -70,7 +70,10 @@ impl Firewall {
                 } else if !table_drops {
                     continue;
                 } else if let Some(owner) = table.owner {
-                    done.cannot.push(format!("{name}: the table belongs to netlink socket {owner}"));
+                    done.cannot.push(format!(
+                        "{name}: the chain drops packets, and only the program with netlink socket {owner} can \
+                         change its table: have that accept `ct state untracked`"
+                    ));
                 } else {
                     match self.open_chain(&table, chain, addresses) {
                         Ok(true) => done.opened.push(name),
