@@ -108,17 +108,3 @@ fn datagrams_survive_a_kill_a_stop_and_a_start_beside_iptables() {
 fn datagrams_survive_a_kill_a_stop_and_a_start_beside_nftables() {
     on_a_node(Topology::new(Proxy::Nftables).alone(), || datagrams_survive("nftables"));
 }
-
-/// A connection ends with the process that had it, and what is awaited on it is asked again by a real client, on
-/// another.
-#[test]
-fn connections_end_with_a_killed_process_and_with_no_other() {
-    on_a_node(Topology::new(Proxy::IptablesLegacy).alone(), || {
-        let (seen, at_ms) = under_load(BY_TCP);
-        let losses = Losses::of(&seen.each_ref(), at_ms);
-        print("iptables", "TCP", &losses, &seen);
-        let [killed, started, stopped, started_again] = losses.0;
-        assert!(killed <= LOST_WHEN_KILLED, "{}", losses.text());
-        assert_eq!([started, stopped, started_again], [0; 3], "{}", losses.text());
-    });
-}
