@@ -32,7 +32,6 @@ pub(crate) const NOTHING: Wanted<'static> = Wanted {
     leaving: &[],
     upstream_ports: &BTreeSet::new(),
     never_upstream: &[],
-    leaving: &[],
     mark: MARK,
 };
 
