@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::agent::{AGENT_TTL, Agent, LISTEN, LISTEN6, holding, intercepting, zone};
 use crate::client::{Way, ask_from};
-use crate::kernel::{feed, holders, ip, nft, tables};
+use crate::kernel::{holders, ip, nft, tables};
 use crate::support::{seconds, wait_until};
-use crate::topology::{Firewall, Node, PLACES, Place, Proxy, Topology, on_a_node};
+use crate::topology::{Node, PLACES, Proxy, Topology, on_a_node};
 
 /// Address and link are said by the kernel as they go.
 const LIMIT: Duration = Duration::from_secs(1);
