@@ -24,7 +24,7 @@ use crate::config::{Config, DNS_PORT, Network, Server};
 use crate::metrics::{INTERCEPTING, SETUP_REPAIRS};
 use crate::readiness::{Readiness, Step};
 use events::Events;
-use netfilter::{Bits, Ownership, Refusal, Table};
+use netfilter::{Bits, Firewall, Ownership, Refusal, Table};
 use rules::{Wanted, chains};
 
 /// The pause after a first failure; it doubles up to [`LONGEST_PAUSE`].
@@ -68,6 +68,8 @@ struct State {
     held: bool,
     /// Queries were led here once.
     led: bool,
+    /// Firewalls were opened once.
+    opened: bool,
     /// What was said about links of others, so that it is said once.
     said: BTreeSet<String>,
 }
@@ -153,7 +155,8 @@ impl Node {
             if self.readiness.is_draining() {
                 return; // the agent itself says what goes when
             }
-            let all = event || !done || looked_at_all.elapsed() >= LOOK_AT_ALL;
+            let at_most = if self.network.accept_untracked { LOOK } else { LOOK_AT_ALL };
+            let all = event || !done || looked_at_all.elapsed() >= at_most;
             if all {
                 looked_at_all = Instant::now();
             }
@@ -171,7 +174,39 @@ impl Node {
         let held = !all || self.hold(&mut state);
         let led = self.decide(&mut state, all);
         let ruled = !self.wants_rules() || self.enforce(&mut state);
-        held && led && ruled
+        let opened = !all || !self.network.accept_untracked || self.open_firewalls(&mut state);
+        held && led && ruled && opened
+    }
+
+    /// Firewalls let in what is not tracked.
+    fn open_firewalls(&self, state: &mut State) -> bool {
+        match Firewall::find().and_then(|firewall| firewall.open_for(&self.untracked())) {
+            Ok(opened) => {
+                self.readiness.has(Step::Firewall, "");
+                for why in opened.cannot {
+                    if state.said.insert(why.clone()) {
+                        tracing::warn!("network.accept_untracked: {why}");
+                    }
+                }
+                if !opened.opened.is_empty() && state.opened {
+                    repaired(Step::Firewall, &opened.opened.join(", "));
+                }
+                state.opened = true;
+                true
+            }
+            Err(refusal) => {
+                self.readiness.lacks(Step::Firewall, "", format!("network.accept_untracked: {refusal}"));
+                false
+            }
+        }
+    }
+
+    /// Where queries come that are not tracked.
+    fn untracked(&self) -> Vec<SocketAddr> {
+        let network = &self.network;
+        let listen = if network.notrack { &self.listen[..] } else { &[] };
+        let cluster_ips = network.intercept.iter().map(|&ip| SocketAddr::new(ip, DNS_PORT));
+        listen.iter().copied().chain(cluster_ips).collect()
     }
 
     /// The listen addresses are on a link.
@@ -384,6 +419,13 @@ impl Node {
             tracing::warn!(%error, "rules stay behind");
         }
         let network = &self.network;
+        if network.accept_untracked {
+            let mut mine = self.untracked();
+            mine.retain(|at| !sockets::others_listen(*at));
+            if let Err(error) = Firewall::find().and_then(|firewall| firewall.close(&mine)) {
+                tracing::warn!(%error, "rules of ours stay behind in firewalls");
+            }
+        }
         let alone = |ip: &IpAddr, port| !sockets::others_listen(SocketAddr::new(*ip, port));
         let free: Vec<IpAddr> = network.intercept.iter().copied().filter(|ip| alone(ip, DNS_PORT)).collect();
         if !free.is_empty()

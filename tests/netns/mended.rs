@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::agent::{AGENT_TTL, Agent, LISTEN, LISTEN6, holding, intercepting, zone};
 use crate::client::{Way, ask_from};
-use crate::kernel::{holders, ip, nft, tables};
+use crate::kernel::{feed, holders, ip, nft, tables};
 use crate::support::{seconds, wait_until};
-use crate::topology::{Node, PLACES, Proxy, Topology, on_a_node};
+use crate::topology::{Firewall, Node, PLACES, Place, Proxy, Topology, on_a_node};
 
 /// Address and link are said by the kernel as they go.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -116,5 +116,33 @@ fn a_flush_of_all_rules_passes_ours_over() {
         nft("flush ruleset");
         assert_eq!(tables(), before);
         ask_from(&PLACES, server, Way::Udp, 10).iter().for_each(|seen| seen.must_all_have(AGENT_TTL));
+    });
+}
+
+/// The one rule that stands in a chain of others can go with them.
+#[test]
+fn what_opens_a_firewall_comes_back() {
+    on_a_node(Topology::new(Proxy::Nftables).guarded(Firewall::DropsUntracked), || {
+        let node = Node::start();
+        let listen = node.sockets([LISTEN, LISTEN6]);
+        let servers = zone(&[format!("tcp://{}", node.cluster_ips()[0])]);
+        let network = "address_on: lo, notrack: true, accept_untracked: true";
+        let agent = Agent::start(&holding(&listen, network, &servers));
+        // As somebody does who loads the firewall again.
+        let ours = || nft("list chain inet firewall input").contains(LISTEN);
+        let reload = || {
+            feed(
+                "nft",
+                "nftables",
+                &["-f", "-"],
+                "flush chain inet firewall input\n\
+                 add rule inet firewall input ct state { established, related } accept\n\
+                 add rule inet firewall input iifname \"lo\" accept\n",
+            );
+        };
+        mended(&agent, "rule in the firewall", &["firewall"], reload, ours);
+        ask_from(&[Place::Pod1], listen[0], Way::Udp, 5)
+            .iter()
+            .for_each(|seen| seen.must_all_have(AGENT_TTL));
     });
 }

@@ -79,6 +79,33 @@ fn unless_it_is_wanted_every_query_leaves_an_entry() {
     });
 }
 
+/// The rule that lets untracked packets in stands in a chain of others, and goes with the agent.
+#[test]
+fn a_firewall_that_drops_what_is_untracked_is_opened_only_where_asked_and_closed_at_the_end() {
+    on_a_node(Topology::new(Proxy::Nftables).guarded(Firewall::DropsUntracked), || {
+        let node = Node::start();
+        let listen = node.sockets([LISTEN, LISTEN6]);
+        let servers = zone(&[format!("tcp://{}", node.cluster_ips()[0])]);
+        let firewall = nft("list table inet firewall");
+        {
+            let mut agent = Agent::start(&holding(&listen, "address_on: lo, notrack: true", &servers));
+            let seen = ask_from(&[Place::Pod1], listen[0], Way::Udp, 5).remove(0);
+            assert_eq!(seen.lost.len(), 5, "dropped: {seen}");
+            agent.stop();
+        }
+        let network = "address_on: lo, notrack: true, accept_untracked: true";
+        let mut agent = Agent::start(&holding(&listen, network, &servers));
+        forget_connections();
+        for &server in &listen {
+            ask_from(&PLACES, server, Way::Udp, 5).iter().for_each(|seen| seen.must_all_have(AGENT_TTL));
+        }
+        assert!(entries("udp").is_empty(), "{:?}", entries("udp"));
+        assert!(nft("list table inet firewall") != firewall);
+        agent.stop();
+        assert_eq!(nft("list table inet firewall"), firewall);
+    });
+}
+
 /// iptables cannot list its own tables when foreign rules are in them, and kube-proxy would fail.
 #[track_caller]
 fn the_chain_is_named_and_left_alone(save: &str) {
@@ -91,4 +118,16 @@ fn the_chain_is_named_and_left_alone(save: &str) {
     agent.must_log(&["INPUT", "iptables"]);
     ask_from(&[Place::Host], listen[0], Way::Udp, 5).iter().for_each(|seen| seen.must_all_have(AGENT_TTL));
     assert_eq!(iptables_rules(save), before);
+}
+
+#[test]
+fn a_firewall_of_iptables_legacy_stays_as_it_is_and_is_named() {
+    let topology = Topology::new(Proxy::IptablesLegacy).guarded(Firewall::DropsUntracked);
+    on_a_node(topology, || the_chain_is_named_and_left_alone("iptables-legacy-save"));
+}
+
+#[test]
+fn a_firewall_of_iptables_nft_stays_as_it_is_and_is_named() {
+    let topology = Topology::new(Proxy::IptablesNft).guarded(Firewall::DropsUntracked);
+    on_a_node(topology, || the_chain_is_named_and_left_alone("iptables-nft-save"));
 }
