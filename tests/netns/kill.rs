@@ -9,6 +9,12 @@ use crate::client::{Load, Pace, Seen, Way, now_ms};
 use crate::cluster_dns::TTL;
 use crate::support::seconds;
 use crate::topology::{Node, Place, Proxy, Topology, on_a_node};
+
+/// The issue's: of two thousand a second.
+const LOST_WHEN_KILLED: usize = 20;
+/// Two thousand in all.
+const BY_UDP: [(Place, Way, u64); 3] =
+    [(Place::Pod1, Way::Udp, 1_000), (Place::Pod2, Way::UdpOnePort, 500), (Place::Host, Way::Udp, 500)];
 /// How long the clients ask.
 const FOR_MS: u64 = 5_500;
 /// What happens, and how long after the one before.
