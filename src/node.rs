@@ -1,6 +1,6 @@
 //! What the agent asks of its node: addresses, rules and routes in the kernel, without any program beside it.
 //!
-//! There is one way to all of it, [`Node::settle`]: look at what is there, add what is missing. It is gone at the start,
+//! There is one way to all of it, `Node::settle`: look at what is there, add what is missing. It is gone at the start,
 //! when the kernel tells of a change, when the agent becomes able or unable to answer, and now and then in any case. So
 //! whatever goes comes back, and what fails is tried again.
 
