@@ -15,6 +15,14 @@ const LOST_WHEN_KILLED: usize = 20;
 /// Two thousand in all.
 const BY_UDP: [(Place, Way, u64); 3] =
     [(Place::Pod1, Way::Udp, 1_000), (Place::Pod2, Way::UdpOnePort, 500), (Place::Host, Way::Udp, 500)];
+/// The same by TCP. Most of what a client does here is to open connections.
+const BY_TCP: [(Place, Way, u64); 3] = [
+    (Place::Pod1, Way::TcpOneConnection, 1_000),
+    (Place::Pod2, Way::TcpOneConnection, 600),
+    (Place::Host, Way::Tcp, 400),
+];
+/// The agent lets its TCP clients go for so long before packets are led past it, and then they are.
+const CHANGE_MS: u64 = 500;
 /// How long the clients ask.
 const FOR_MS: u64 = 5_500;
 /// What happens, and how long after the one before.
@@ -34,6 +42,13 @@ impl Losses {
             losses[event.unwrap_or_else(|| panic!("lost before anything happened: {seen}"))] += 1;
         }
         Self(losses)
+    }
+
+    /// Whether each was sent about the time when something happened.
+    fn only_at_changes(seen: &[Seen; 3], at_ms: [u64; 4]) -> bool {
+        let sent = seen.iter().flat_map(|seen| seen.lost.iter().map(|lost| seen.began_ms + lost.at_ms));
+        let is_near = |sent: u64| at_ms.iter().any(|&at| sent + 100 >= at && sent <= at + CHANGE_MS);
+        sent.into_iter().all(is_near)
     }
 
     fn text(&self) -> String {
@@ -101,4 +116,17 @@ fn datagrams_survive_a_kill_a_stop_and_a_start_beside_iptables() {
 #[test]
 fn datagrams_survive_a_kill_a_stop_and_a_start_beside_nftables() {
     on_a_node(Topology::new(Proxy::Nftables).alone(), || datagrams_survive("nftables"));
+}
+
+/// Connections that are open while queries begin or cease to be led here are reset, and a client asks again; 0 of them is
+/// not reached. New ones, before and after, lose nothing.
+#[test]
+fn connections_are_lost_at_a_change_alone_and_few_of_them() {
+    on_a_node(Topology::new(Proxy::IptablesLegacy).alone(), || {
+        let (seen, at_ms) = under_load(BY_TCP);
+        let losses = Losses::of(&seen.each_ref(), at_ms);
+        print("iptables", "TCP", &losses, &seen);
+        assert!(Losses::only_at_changes(&seen, at_ms), "{seen:?} {at_ms:?}");
+        assert!(losses.0.iter().all(|&lost| lost <= LOST_WHEN_KILLED), "{}", losses.text());
+    });
 }
