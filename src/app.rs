@@ -18,11 +18,12 @@ use crate::config::file::{self, ConfigError};
 use crate::config::{self, Config, DNS_PORT, Reload};
 use crate::metrics::{self as names, Metrics, ZoneMetrics};
 use crate::node::{Node, NodeError};
+use crate::parent::{self, Parent};
 use crate::readiness::{Readiness, Step};
 use crate::resolve::Resolver;
 use crate::resolve::echo::Loop;
 use crate::resolve::view::View;
-use crate::serve::socket::{HEARTBEAT, Place};
+use crate::serve::socket::{HEARTBEAT, Manner, Place};
 use crate::serve::tcp::Clients;
 use crate::upstream::transport::Kernel;
 use crate::upstream::{Late, LateAnswer, Pool, system, tls};
@@ -77,6 +78,15 @@ pub enum ReloadError {
     Fixed(&'static str),
 }
 
+/// How an agent ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Nobody is there after it.
+    Last,
+    /// Another one works already, with the same sockets: addresses, routes and the control socket are that one's.
+    Replaced,
+}
+
 /// A running agent.
 pub struct Agent {
     config: Config,
@@ -92,6 +102,7 @@ pub struct Agent {
     resolver: Arc<Resolver>,
     listening: Arc<Listening>,
     readiness: Arc<Readiness>,
+    parent: Arc<Parent>,
     /// Where it listens, ports resolved.
     pub addrs: Vec<SocketAddr>,
     /// Where its admin HTTP listens.
@@ -114,14 +125,14 @@ pub fn install_metrics() -> Result<PrometheusHandle, StartError> {
 impl Agent {
     /// Sets the node up, opens the sockets and starts all threads and tasks. What the node does not have yet, an
     /// address or a port, is waited for while the agent runs. `path` is the file that `config` came from, to be read
-    /// again on reload, and `hash` its digest.
+    /// again on reload, and `hash` its digest. `parent` holds sockets and the cache beyond this process.
     ///
     /// # Errors
     /// [`StartError`]
     pub async fn start(
         config: Config,
-        path: Option<PathBuf>,
-        hash: &str,
+        (path, hash): (Option<PathBuf>, &str),
+        parent: Arc<Parent>,
         prometheus: PrometheusHandle,
     ) -> Result<Self, StartError> {
         let started = Instant::now();
@@ -136,18 +147,19 @@ impl Agent {
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
         tokio::spawn(keep_late(Arc::clone(&resolver), late_answers));
         let clients = Clients::new(config.limits.clone());
-        let listening = Listening::new(&resolver, &readiness, clients, config.workers);
+        let manner = Manner { workers: config.workers, buffer: config.keep.receive_buffer, early: false };
+        let listening = Listening::new(&resolver, &readiness, clients, (&parent, manner));
         let addrs = listen(&config, &listening)?;
         let admin = Admin { resolver: Arc::clone(&resolver), readiness: Arc::clone(&readiness), prometheus };
         let admin = admin::listen(config.admin, Arc::new(admin))?;
-        control::listen(&config.control, Arc::clone(&resolver), Arc::clone(&readiness))?;
+        control::listen(&config.control, parent.is_keep(), Arc::clone(&resolver), Arc::clone(&readiness))?;
         gauge!(names::CONFIG_LAST_RELOAD).set(1.0);
         publish_config(hash, 1.0);
         tracing::info!(
             listen = ?addrs, admin = %admin, control = %config.control.display(), workers = config.workers,
             after_ms = started.elapsed().as_secs_f64() * 1e3, "started"
         );
-        tokio::spawn(tell(Arc::clone(&readiness)));
+        tokio::spawn(tell(Arc::clone(&readiness), Arc::clone(&parent)));
         admin::wait_for_upstream(Arc::clone(&readiness), Arc::clone(&resolver));
         Ok(Self {
             file: path.map(WatchedFile::new),
@@ -160,6 +172,7 @@ impl Agent {
             resolver,
             listening,
             readiness,
+            parent,
             addrs,
             admin,
             config,
@@ -243,6 +256,11 @@ impl Agent {
         Ok(())
     }
 
+    /// What the parent says, when it says something.
+    pub fn parent(&self) -> Arc<Parent> {
+        Arc::clone(&self.parent)
+    }
+
     /// One line that says how the agent is doing.
     pub fn log_stats(&self) {
         tracing::info!(stats = %control::stats(&self.resolver), "statistics");
@@ -250,8 +268,9 @@ impl Agent {
 
     /// Takes no new work, finishes what is in flight (at most [`DRAIN`]), and ends. Nothing is led here any more before
     /// the first socket closes.
-    pub async fn stop(self) {
+    pub async fn stop(self, end: End) {
         self.readiness.drain();
+        self.parent.tell(parent::STOPPING);
         let deadline = Instant::now() + DRAIN;
         if self.node.intercepts() {
             self.listening.finish();
@@ -271,9 +290,11 @@ impl Agent {
         }
         let is_busy = || self.resolver.flights.waiting() > 0 || self.listening.clients.count() > 0;
         self.wait_for(deadline, is_busy).await;
-        self.node.leave();
+        self.node.leave(end == End::Replaced);
         let left = self.resolver.flights.waiting();
-        let _ = std::fs::remove_file(&self.config.control);
+        if end == End::Last {
+            let _ = std::fs::remove_file(&self.config.control);
+        }
         tracing::info!(unanswered = left, "ended");
     }
 
@@ -294,7 +315,7 @@ fn listen(config: &Config, listening: &Arc<Listening>) -> io::Result<Vec<SocketA
 }
 
 /// Logs when the agent becomes ready, and when it is so no longer.
-async fn tell(readiness: Arc<Readiness>) {
+async fn tell(readiness: Arc<Readiness>, parent: Arc<Parent>) {
     let mut changes = readiness.changes();
     let mut was_ready = false;
     loop {
@@ -302,7 +323,10 @@ async fn tell(readiness: Arc<Readiness>) {
         if reasons.is_empty() != was_ready {
             was_ready = reasons.is_empty();
             match was_ready {
-                true => tracing::info!("ready"),
+                true => {
+                    tracing::info!("ready");
+                    parent.tell(parent::READY);
+                }
                 false => tracing::warn!(?reasons, "not ready any more"),
             }
         }

@@ -4,6 +4,7 @@ mod ask;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod keep;
 mod query;
 mod run;
 mod trace;
@@ -33,6 +34,20 @@ enum Command {
     #[command(after_help = "Example:\n  nodens run --config /etc/nodens/config.yaml")]
     Run {
         /// Configuration; without it the defaults of config/reference.yaml hold.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Hold the sockets and run the agent as a child, which can crash, hang and be replaced without a query lost.
+    #[command(after_help = "Example:\n  nodens keep --config /etc/nodens/config.yaml")]
+    Keep {
+        /// Configuration of the agent; without it the defaults of config/reference.yaml hold.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Say what `keep` is to hold.
+    #[command(hide = true)]
+    Plan {
+        /// Configuration of the agent.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -77,6 +92,8 @@ enum Command {
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run { config } => return run::run(config),
+        Command::Keep { config } => return keep::keep(config),
+        Command::Plan { config } => return keep::plan(config.as_deref()),
         #[cfg(feature = "demo")]
         Command::Demo(options) => demo::demo(&options),
         Command::Check { file, json } => return check::check(&file, json),

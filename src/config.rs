@@ -41,6 +41,8 @@ pub struct Config {
     pub hosts: Hosts,
     /// How packets pass through the kernel.
     pub network: Network,
+    /// What the parent process holds, and how it is replaced.
+    pub keep: Keep,
     /// Bounds on what clients can take.
     pub limits: Limits,
     /// What is logged and how.
@@ -281,6 +283,17 @@ pub struct Mark {
     pub own: u32,
     /// The bits of a mark that are ours.
     pub mask: u32,
+}
+
+/// What `nodens keep` does for the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keep {
+    /// Unix socket over which the next one receives the sockets.
+    pub handover: PathBuf,
+    /// An agent that gives no sign of life for this long is replaced.
+    pub watchdog: Duration,
+    /// Receive buffer of each UDP socket, bytes.
+    pub receive_buffer: usize,
 }
 
 /// Bounds on clients and on work in hand.

@@ -20,8 +20,10 @@ pub mod clock;
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod keep;
 pub mod metrics;
 pub mod node;
+pub mod parent;
 pub mod privileges;
 pub mod readiness;
 pub mod resolve;

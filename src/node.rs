@@ -285,11 +285,15 @@ impl Node {
         }
     }
 
-    /// Leaves the node as it should be left, after the last socket has closed. What others listen at stays theirs.
-    pub fn leave(&self) {
+    /// Leaves the node as it should be left, after the last socket has closed. What others listen at stays theirs, and all
+    /// but the rules stay another agent's that has `replaced` this one.
+    pub fn leave(&self, replaced: bool) {
         let mut state = self.state();
         if let Some(Err(error)) = state.table.as_mut().map(Table::remove) {
             tracing::warn!(%error, "rules stay behind");
+        }
+        if replaced {
+            return;
         }
         let network = &self.network;
         if network.accept_untracked {

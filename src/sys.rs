@@ -2,10 +2,14 @@
 //! sockets of a group, and a few options of sockets. All `unsafe` of this crate is in this file.
 #![expect(unsafe_code, reason = "batched datagrams: socket2 and tokio have no safe recvmmsg and sendmmsg")]
 
+use std::fs::File;
 use std::io;
 use std::mem::{size_of, size_of_val, zeroed};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Datagrams taken or sent by one system call.
 pub const BATCH: usize = 32;
@@ -282,6 +286,114 @@ pub fn set_transparent_v6(socket: &impl AsRawFd) -> io::Result<()> {
     const ON: libc::c_int = 1;
     // SAFETY: the option takes an int.
     unsafe { set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, &ON) }
+}
+
+/// What waits in a socket to be read, in bytes as the kernel reckons them, and how many datagrams it has had no room
+/// for (linux/sock_diag.h, SO_MEMINFO).
+///
+/// # Errors
+/// The system's own.
+pub fn queue_of(socket: &impl AsRawFd) -> io::Result<(u32, u32)> {
+    // SK_MEMINFO_RMEM_ALLOC, SK_MEMINFO_DROPS and SK_MEMINFO_VARS.
+    const WAITING: usize = 0;
+    const DROPS: usize = 8;
+    const ALL: usize = 9;
+    let mut values = [0u32; ALL];
+    let mut length = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, all of which belong to `values`.
+    let done = unsafe {
+        let values = values.as_mut_ptr().cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, values, &mut length)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok((values[WAITING], values[DROPS])) }
+}
+
+/// The descriptors from 3 on that this process was started with (sd_listen_fds(3)), kept from its own children; `None` for
+/// one that is not open. All are given away by the first call, and none by another.
+pub fn inherit(count: usize) -> Vec<Option<OwnedFd>> {
+    static GIVEN: AtomicBool = AtomicBool::new(false);
+    if GIVEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let take = |at: usize| {
+        let number = FIRST_INHERITED + at as RawFd;
+        // SAFETY: whether the number is a descriptor is what the call finds out; it changes but the descriptor's own flag.
+        let is_open = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == 0;
+        // SAFETY: it is open, whoever started this process meant it for this process, and it is given away once.
+        is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    (0..count).map(take).collect()
+}
+
+/// Starts a program with these descriptors at the numbers from 3 on (sd_listen_fds(3)).
+///
+/// # Errors
+/// The system's own.
+pub fn spawn_with(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    let first_behind = FIRST_INHERITED + descriptors.len() as RawFd;
+    // What the standard library opens for the time of the start must not stand where ours will.
+    let mut placeholders = Vec::new();
+    let nothing = File::open("/dev/null")?;
+    loop {
+        let place = rustix::io::fcntl_dupfd_cloexec(&nothing, FIRST_INHERITED)?;
+        if place.as_raw_fd() >= first_behind {
+            break;
+        }
+        placeholders.push(place);
+    }
+    // Copies beyond that range, so that none is overwritten before it is copied.
+    let copies = descriptors
+        .iter()
+        .map(|descriptor| rustix::io::fcntl_dupfd_cloexec(descriptor, first_behind))
+        .collect::<Result<Vec<_>, _>>()?;
+    let numbers: Vec<RawFd> = copies.iter().map(AsRawFd::as_raw_fd).collect();
+    let arrange = move || {
+        for (at, number) in numbers.iter().enumerate() {
+            // SAFETY: dup2 touches no memory; that it replaces a descriptor is wanted, and concerns the child alone.
+            if unsafe { libc::dup2(*number, FIRST_INHERITED + at as RawFd) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure calls nothing but dup2, which is async-signal-safe (signal-safety(7)),
+    // and allocates nothing.
+    unsafe { command.pre_exec(arrange) };
+    command.spawn()
+}
+
+/// The first number of inherited descriptors (sd_listen_fds(3)).
+pub const FIRST_INHERITED: RawFd = 3;
+
+/// Has these signals wait in a descriptor, from where they are read one by one (signalfd(2)). A program that is started
+/// later does not inherit that: the standard library gives it an empty mask.
+///
+/// # Errors
+/// The system's own.
+pub fn signals(numbers: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: sigset_t is plain data, made by sigemptyset before it is used; all calls take pointers to it while it is
+    // alive. The descriptor is new and nobody else's.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigemptyset(&mut set);
+        for &number in numbers {
+            libc::sigaddset(&mut set, number);
+        }
+        let refused = libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        if refused != 0 {
+            return Err(io::Error::from_raw_os_error(refused));
+        }
+        let descriptor = libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+        if descriptor < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(descriptor)) }
+    }
+}
+
+/// The next signal that waits in [`signals`].
+pub fn next_signal(signals: &impl AsFd) -> Option<i32> {
+    let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+    let length = rustix::io::read(signals, &mut info).ok()?;
+    // The number comes first.
+    (length == info.len()).then(|| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
 }
 
 /// Sets a socket's option.

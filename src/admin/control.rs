@@ -68,24 +68,34 @@ pub enum Request {
     },
 }
 
-/// Answers requests at `path`. A socket left behind by an agent that has died is replaced.
+/// Answers requests at `path`. A socket left behind by an agent that has died is replaced, and with `replace` that of one
+/// that lives as well.
 ///
 /// # Errors
 /// When the socket cannot be made, or another agent answers there.
-pub fn listen(path: &Path, resolver: Arc<Resolver>, readiness: Arc<Readiness>) -> io::Result<()> {
+pub fn listen(
+    path: &Path,
+    replace: bool,
+    resolver: Arc<Resolver>,
+    readiness: Arc<Readiness>,
+) -> io::Result<()> {
     let explain = |error: io::Error| {
         io::Error::new(error.kind(), format!("control: cannot listen on {}: {error}", path.display()))
     };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(explain)?;
     }
-    if BlockingStream::connect(path).is_ok() {
+    if !replace && BlockingStream::connect(path).is_ok() {
         let taken = "another agent answers there: stop it, or give this one a `control` of its own";
         return Err(explain(io::Error::new(io::ErrorKind::AddrInUse, taken)));
     }
-    let _ = fs::remove_file(path);
-    let listener = UnixListener::bind(path).map_err(explain)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(explain)?;
+    // Whoever asks finds the old one or the new one, and neither with the rights of everybody.
+    let mut new = path.as_os_str().to_owned();
+    new.push(format!(".{}", std::process::id()));
+    let _ = fs::remove_file(&new);
+    let listener = UnixListener::bind(&new).map_err(explain)?;
+    fs::set_permissions(&new, Permissions::from_mode(0o600)).map_err(explain)?;
+    fs::rename(&new, path).map_err(explain)?;
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {

@@ -5,16 +5,19 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use socket2::Type;
 use tokio::sync::watch;
 
+use crate::parent::{self, Parent};
 use crate::readiness::{Pulse, Readiness, Step};
 use crate::resolve::Resolver;
-use crate::serve::socket::{self, Listeners, Place};
+use crate::serve::socket::{self, Listeners, Manner, Place};
 use crate::serve::tcp::{Clients, Listener, Stage};
 use crate::serve::udp::{Replies, Worker};
 
@@ -27,7 +30,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Listening {
     resolver: Arc<Resolver>,
     readiness: Arc<Readiness>,
-    workers: usize,
+    parent: Arc<Parent>,
+    manner: Manner,
     pub(super) clients: Arc<Clients>,
     stop_workers: Arc<AtomicBool>,
     stage: watch::Sender<Stage>,
@@ -35,17 +39,18 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    /// Nobody yet; `workers` threads for each place.
+    /// Nobody yet; a thread for each socket that `manner` has opened at each place. What `parent` holds is taken as it is.
     pub(super) fn new(
         resolver: &Arc<Resolver>,
         readiness: &Arc<Readiness>,
         clients: Arc<Clients>,
-        workers: usize,
+        (parent, manner): (&Arc<Parent>, Manner),
     ) -> Arc<Self> {
         Arc::new(Self {
             resolver: Arc::clone(resolver),
             readiness: Arc::clone(readiness),
-            workers,
+            parent: Arc::clone(parent),
+            manner,
             clients,
             stop_workers: Arc::default(),
             stage: watch::Sender::new(Stage::Serving),
@@ -85,7 +90,7 @@ impl Listening {
 
     fn try_at(&self, place: Place) -> io::Result<SocketAddr> {
         let subject = place.addr.to_string();
-        let opened = socket::open(place, self.workers).and_then(|listeners| self.serve(listeners));
+        let opened = self.sockets(place).and_then(|listeners| self.serve(listeners));
         match &opened {
             Ok(_) => {
                 self.readiness.has(Step::Listen, &subject);
@@ -95,12 +100,30 @@ impl Listening {
         opened
     }
 
+    /// Those of the parent; where it has none they are opened, and it keeps them from then on.
+    fn sockets(&self, place: Place) -> io::Result<Listeners> {
+        let udp = self.parent.sockets(Type::DGRAM, place.addr);
+        let tcp = self.parent.sockets(Type::STREAM, place.addr).pop();
+        if !udp.is_empty() {
+            return socket::take(place, udp, tcp);
+        }
+        let opened = socket::open(place, self.manner)?;
+        if self.parent.is_there() {
+            let mut all: Vec<BorrowedFd<'_>> = opened.udp.iter().map(AsFd::as_fd).collect();
+            all.push(opened.tcp.as_fd());
+            self.parent.keep(parent::SOCKET, &all);
+        }
+        Ok(opened)
+    }
+
     fn serve(&self, Listeners { udp, tcp, place }: Listeners) -> io::Result<SocketAddr> {
         let socket = tokio::net::TcpListener::from_std(tcp)?;
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        for (slot, socket) in udp.into_iter().enumerate() {
+        let udp: Vec<_> = udp.into_iter().map(Arc::new).collect();
+        // Whoever holds the sockets may have made more of them, or fewer: none stays without a thread.
+        for at in 0..udp.len().max(self.manner.workers) {
             let pulse = Arc::new(Pulse::new());
-            let socket = Arc::new(socket);
+            let (slot, socket) = (at % self.manner.workers, Arc::clone(&udp[at % udp.len()]));
             let worker = Worker {
                 replies: Arc::new(Replies::new(Arc::clone(&socket), Arc::clone(&self.resolver.metrics))),
                 socket,
@@ -110,7 +133,7 @@ impl Listening {
                 resolver: Arc::clone(&self.resolver),
                 stop: Arc::clone(&self.stop_workers),
             };
-            let thread = std::thread::Builder::new().name(format!("udp-{slot}"));
+            let thread = std::thread::Builder::new().name(format!("udp-{at}"));
             threads.push(thread.spawn(move || worker.run())?);
             self.readiness.watch(pulse);
         }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use hickory_proto::rr::Name;
@@ -43,7 +44,7 @@ pub(super) fn demo(options: &Options) -> anyhow::Result<()> {
             ..Config::default()
         };
         let prometheus = app::install_metrics()?;
-        let agent = Agent::start(config, None, "demo", prometheus).await?;
+        let agent = Agent::start(config, (None, "demo"), Arc::default(), prometheus).await?;
         // Nobody who tries it out wants to wait for a port.
         if let Some(why) = agent.waits_for_a_port() {
             anyhow::bail!(why);

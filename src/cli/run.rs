@@ -4,15 +4,17 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
 use super::BAD_CONFIG;
-use crate::app::{self, Agent, TICK};
+use crate::app::{self, Agent, End, TICK};
 use crate::config::file::{self, Loaded};
 use crate::config::{Config, Log, LogFormat, LogLevel};
+use crate::parent::{self, Parent};
 use crate::{privileges, sys};
 
 pub(super) fn run(path: Option<PathBuf>) -> ExitCode {
@@ -47,10 +49,15 @@ fn serve(config: Config, path: Option<PathBuf>, hash: &str) -> anyhow::Result<()
     if let Err(error) = sys::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+    let parent = Arc::new(Parent::find());
+    if parent.is_keep() {
+        // Without it nobody would replace an agent that hangs, and an agent that nobody replaces must not intercept.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+    }
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         let prometheus = app::install_metrics()?;
-        let agent = Agent::start(config, path, hash, prometheus).await?;
+        let agent = Agent::start(config, (path, hash), parent, prometheus).await?;
         until_stopped(agent).await
     });
     // Dropping it would wait, without a bound, for a worker that hangs: see Agent::stop.
@@ -87,7 +94,8 @@ pub(super) async fn until_stopped(mut agent: Agent) -> anyhow::Result<()> {
     let mut user = signal(SignalKind::user_defined1())?;
     let mut tick = tokio::time::interval(TICK);
     let mut loops = agent.watch_for_loops();
-    let mut result = Ok(());
+    let parent = agent.parent();
+    let (mut result, mut end) = (Ok(()), End::Last);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -95,13 +103,20 @@ pub(super) async fn until_stopped(mut agent: Agent) -> anyhow::Result<()> {
             _ = hangup.recv() => agent.reload(),
             _ = user.recv() => agent.log_stats(),
             _ = tick.tick() => agent.tick(),
+            words = parent.hear() => match words.as_str() {
+                parent::REPLACED => {
+                    end = End::Replaced;
+                    break;
+                }
+                _ => {}
+            },
             Ok(found) = loops.wait_for(Option::is_some) => {
                 result = found.clone().map_or(Ok(()), |found| Err(found.into()));
                 break;
             }
         }
     }
-    agent.stop().await;
+    agent.stop(end).await;
     result
 }
 

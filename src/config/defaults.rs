@@ -9,9 +9,9 @@ use std::time::Duration;
 use hickory_proto::rr::Name;
 
 use super::{
-    AllowFrom, Cache, Config, Connections, Failure, Hedge, Hosts, LINK_LOCAL_LISTEN, Limits, Log, LogFormat,
-    LogLevel, Mark, Network, Policy, Prefetch, Reload, Server, ServerPolicy, Stale, StaleMode, Upstream,
-    Zone,
+    AllowFrom, Cache, Config, Connections, Failure, Hedge, Hosts, Keep, LINK_LOCAL_LISTEN, Limits, Log,
+    LogFormat, LogLevel, Mark, Network, Policy, Prefetch, Reload, Server, ServerPolicy, Stale, StaleMode,
+    Upstream, Zone,
 };
 
 /// UDP threads where the node has as many cores; the other cores are for its pods.
@@ -40,6 +40,7 @@ impl Default for Config {
             zones: vec![Zone::new(vec![Name::root()], vec![Server::System])],
             hosts: Hosts::default(),
             network: Network::default(),
+            keep: Keep::default(),
             limits: Limits::default(),
             log: Log::default(),
         }
@@ -152,6 +153,16 @@ impl Default for Network {
             intercept: Vec::new(),
             upstream_notrack: false,
             mark: Mark { intercept: 0x35, own: 0x36, mask: 0xff },
+        }
+    }
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self {
+            handover: "/run/nodens/handover.sock".into(),
+            watchdog: Duration::from_secs(3),
+            receive_buffer: 4 << 20,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -10,8 +11,6 @@ use crate::sys;
 
 /// A worker looks at its stop flag at least this often.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Datagrams that wait while a worker is busy: the default of 208 KiB holds only 256 small ones.
-const RECEIVE_BUFFER: usize = 4 << 20;
 /// Each direction of a TCP client in the kernel, which takes it twice for its own bookkeeping (socket(7)). The
 /// kernel would let a client that does not read have megabytes (tcp(7), `tcp_wmem`), and cgroup v2 counts them as
 /// the agent's memory: so a whole address, with 64 clients, has 4 MiB at the most.
@@ -39,26 +38,61 @@ pub struct Listeners {
     pub place: Place,
 }
 
-/// Opens the sockets of a place: a UDP socket for each of `workers`, and TCP on the same port.
+/// How sockets are opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
+    /// UDP sockets of a place, one for each worker.
+    pub workers: usize,
+    /// Receive buffer of each, bytes: datagrams that wait while a worker is busy, or is not there. The kernel's default of
+    /// 208 KiB holds only 256 small ones.
+    pub buffer: usize,
+    /// Even before a link has the address (ip(7), IP_FREEBIND).
+    pub early: bool,
+}
+
+/// Opens the sockets of a place: a UDP socket for each worker, and TCP on the same port.
 ///
 /// # Errors
 /// The system's own, with the address.
-pub fn open(place: Place, workers: usize) -> io::Result<Listeners> {
+pub fn open(place: Place, manner: Manner) -> io::Result<Listeners> {
     let addr = place.addr;
     let explain = |error: io::Error, what: &str| {
         io::Error::new(error.kind(), format!("cannot listen on {addr} ({what}): {error}{}", hint(&error)))
     };
-    let first = udp(place).map_err(|error| explain(error, "UDP"))?;
+    let first = udp(place, manner).map_err(|error| explain(error, "UDP"))?;
     let place = Place { addr: first.local_addr()?, ..place };
     let mut group = vec![first];
-    for _ in 1..workers {
-        group.push(udp(place).map_err(|error| explain(error, "UDP"))?);
+    for _ in 1..manner.workers {
+        group.push(udp(place, manner).map_err(|error| explain(error, "UDP"))?);
     }
-    if workers > 1 {
-        sys::spread(&group[0], workers as u32).map_err(|error| explain(error, "spreading over workers"))?;
+    if manner.workers > 1 {
+        let workers = manner.workers as u32;
+        sys::spread(&group[0], workers).map_err(|error| explain(error, "spreading over workers"))?;
     }
-    let tcp = stream(place).map_err(|error| explain(error, "TCP"))?;
+    let tcp = stream(place, manner.early).map_err(|error| explain(error, "TCP"))?;
     Ok(Listeners { udp: group, tcp, place })
+}
+
+/// The sockets of a place as whoever holds them has opened them; TCP is opened where only UDP was.
+///
+/// # Errors
+/// The system's own, with the address.
+pub fn take(place: Place, udp: Vec<OwnedFd>, tcp: Option<OwnedFd>) -> io::Result<Listeners> {
+    let explain = |error: io::Error| {
+        let at = place.addr;
+        io::Error::new(error.kind(), format!("cannot listen on {at} with the sockets of the parent: {error}"))
+    };
+    let udp: Vec<UdpSocket> = udp.into_iter().map(UdpSocket::from).collect();
+    for socket in &udp {
+        socket.set_nonblocking(false).map_err(explain)?;
+        socket.set_read_timeout(Some(HEARTBEAT)).map_err(explain)?;
+    }
+    let tcp = match tcp {
+        Some(socket) => TcpListener::from(socket),
+        None => stream(place, false).map_err(explain)?,
+    };
+    tcp.set_nonblocking(true).map_err(explain)?;
+    Ok(Listeners { udp, tcp, place })
 }
 
 /// What helps.
@@ -74,14 +108,14 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-fn udp(place: Place) -> io::Result<UdpSocket> {
+fn udp(place: Place, Manner { buffer, early, .. }: Manner) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(place.addr), Type::DGRAM, Some(Protocol::UDP))?;
     // Best effort. Whoever may not go beyond the system's own bound (net.core.rmem_max) gets as much as that.
-    if sys::force_receive_buffer(&socket, RECEIVE_BUFFER).is_err() {
-        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    if sys::force_receive_buffer(&socket, buffer).is_err() {
+        let _ = socket.set_recv_buffer_size(buffer);
     }
     socket.set_read_timeout(Some(HEARTBEAT))?;
-    bind(&socket, place)?;
+    bind(&socket, place, early)?;
     Ok(socket.into())
 }
 
@@ -90,26 +124,32 @@ fn udp(place: Place) -> io::Result<UdpSocket> {
 /// # Errors
 /// The system's own.
 pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
-    stream(Place { addr, intercepted: false })
+    stream(Place { addr, intercepted: false }, false)
 }
 
-fn stream(place: Place) -> io::Result<TcpListener> {
+fn stream(place: Place, early: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(place.addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     // Inherited by what is accepted.
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(CLIENT_BUFFER)?;
     socket.set_recv_buffer_size(CLIENT_BUFFER)?;
-    bind(&socket, place)?;
+    bind(&socket, place, early)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
 
-fn bind(socket: &Socket, Place { addr, intercepted }: Place) -> io::Result<()> {
+fn bind(socket: &Socket, Place { addr, intercepted }: Place, early: bool) -> io::Result<()> {
     socket.set_reuse_port(true)?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
+    }
+    if early {
+        match addr {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
     }
     if intercepted {
         match addr {

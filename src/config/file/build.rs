@@ -2,14 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::problem::{Fault, shown};
 use super::raw::{self, Key, Text, WordOr};
 use super::reader::{Item, Reader};
 use super::{network, value, zone};
-use crate::config::{AllowFrom, Cache, Config, Hosts, Limits, Log, LogFormat, LogLevel, Reload};
+use crate::config::{AllowFrom, Cache, Config, Hosts, Keep, Limits, Log, LogFormat, LogLevel, Reload};
 
 /// More UDP threads than this are a slip: the kernel spreads clients over them by a hash of their addresses.
 const WORKERS: RangeInclusive<usize> = 1..=64;
@@ -25,6 +24,12 @@ const LIMIT: RangeInclusive<usize> = 1..=1_048_576;
 
 /// RFC 7766 §6.2.3 asks for seconds and leaves the rest to servers; a day is as good as for ever.
 const TCP_IDLE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+
+/// A child is asked once a second; who takes longer than ten minutes is not replaced but forgotten.
+const WATCHDOG: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(600);
+
+/// The kernel's own bounds: SOCK_MIN_RCVBUF is about 2 KiB, and twice the value must be an int (net/core/sock.c).
+const RECEIVE_BUFFER: RangeInclusive<u64> = 4096..=1 << 30;
 
 /// What `raw` means. Values that are wrong are told to `reader` and stand at their defaults.
 pub(super) fn config(raw: &raw::File, reader: &mut Reader<'_>) -> Config {
@@ -46,11 +51,12 @@ pub(super) fn config(raw: &raw::File, reader: &mut Reader<'_>) -> Config {
         zones: zone::zones(&raw.zones, &listen, reader).unwrap_or(default.zones),
         hosts: hosts(&raw.hosts, reader),
         network: network::network(&raw.network, &listen, reader),
+        keep: keep(&raw.keep, reader),
         limits: limits(&raw.limits, reader),
         log: log(&raw.log, reader),
         listen,
     };
-    unavailable(raw, reader);
+    reader.only("coredns_names", &raw.coredns_names, false, value::flag);
     config
 }
 
@@ -212,16 +218,17 @@ fn log(raw: &raw::Log, reader: &mut Reader<'_>) -> Log {
     }
 }
 
-/// Keys that are promised and not yet kept: only their defaults are accepted, so that none is silently
-/// ignored.
-fn unavailable(raw: &raw::File, reader: &mut Reader<'_>) {
-    reader.only("coredns_names", &raw.coredns_names, false, value::flag);
-    let handover = PathBuf::from("/run/nodens/handover.sock");
-    reader.only("keep.handover", &raw.keep.handover, handover, value::socket_path);
-    reader.only("keep.watchdog", &raw.keep.watchdog, Duration::from_secs(3), |text| {
-        value::duration(text, &(Duration::ZERO..=Duration::MAX))
-    });
-    reader.only("keep.receive_buffer", &raw.keep.receive_buffer, 4 * 1024 * 1024, |text| {
-        value::size(text, &(0..=u64::MAX))
-    });
+fn keep(raw: &raw::Keep, reader: &mut Reader<'_>) -> Keep {
+    let default = Keep::default();
+    Keep {
+        handover: reader.value("keep.handover", &raw.handover, default.handover, value::socket_path),
+        watchdog: reader
+            .value("keep.watchdog", &raw.watchdog, default.watchdog, |text| value::duration(text, &WATCHDOG)),
+        receive_buffer: reader.value(
+            "keep.receive_buffer",
+            &raw.receive_buffer,
+            default.receive_buffer,
+            |text| value::size(text, &RECEIVE_BUFFER).map(|size| size as usize),
+        ),
+    }
 }
