@@ -1,0 +1,308 @@
+//! Passing queries on to a server while there is no agent: no cache, no rules, but DNS.
+//!
+//! Threads of their own, so that whoever starts the agent again is not kept from it.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Queries by UDP that wait for their answer.
+const PENDING: usize = 4096;
+/// How long one waits (resolv.conf(5): a stub resolver gives up after 5 s).
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A server without an answer for this long is passed over, if there is another.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Clients by TCP at a time, a thread each.
+const CLIENTS: usize = 32;
+/// So often a thread looks whether it is to end.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// Datagrams of one socket before the next one has its turn.
+const BURST: usize = 64;
+/// The longest datagram of DNS (RFC 1035 §4.2.1 leaves it to the transport).
+const DATAGRAM: usize = 65_535;
+
+/// Sockets whose queries are passed on.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) udp: Vec<UdpSocket>,
+    pub(super) tcp: Vec<TcpListener>,
+}
+
+/// Passes queries on while it lives.
+#[derive(Debug)]
+pub(super) struct Relay {
+    stop: Arc<AtomicBool>,
+    passed: Arc<AtomicU64>,
+}
+
+impl Relay {
+    /// From these sockets to the servers, of which there is at least one.
+    pub(super) fn start(sockets: Sockets, servers: Vec<SocketAddr>) -> io::Result<Self> {
+        let relay = Self { stop: Arc::default(), passed: Arc::default() };
+        let (stop, passed) = (Arc::clone(&relay.stop), Arc::clone(&relay.passed));
+        let Sockets { udp, tcp } = sockets;
+        let first = servers[0];
+        let mut datagrams = Datagrams::new(udp, servers, Arc::clone(&passed))?;
+        thread::Builder::new().name("relay-udp".into()).spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                datagrams.turn();
+            }
+        })?;
+        let (stop, passed) = (Arc::clone(&relay.stop), Arc::clone(&relay.passed));
+        thread::Builder::new().name("relay-tcp".into()).spawn(move || accept(&tcp, first, &stop, &passed))?;
+        Ok(relay)
+    }
+
+    /// Queries that were passed on.
+    pub(super) fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A query that waits for its answer.
+#[derive(Debug)]
+struct Pending {
+    client: SocketAddr,
+    socket: usize,
+    id: [u8; 2],
+    asked: Instant,
+}
+
+#[derive(Debug)]
+struct Datagrams {
+    sockets: Vec<UdpSocket>,
+    servers: Vec<SocketAddr>,
+    upstream: UdpSocket,
+    pending: HashMap<[u8; 2], Pending>,
+    /// When the server that is asked last answered, or began to be asked.
+    heard: Instant,
+    passed: Arc<AtomicU64>,
+    space: Vec<u8>,
+}
+
+impl Datagrams {
+    fn new(sockets: Vec<UdpSocket>, servers: Vec<SocketAddr>, passed: Arc<AtomicU64>) -> io::Result<Self> {
+        let upstream = towards(servers[0])?;
+        let (heard, space) = (Instant::now(), vec![0; DATAGRAM]);
+        Ok(Self { sockets, servers, upstream, pending: HashMap::new(), heard, passed, space })
+    }
+
+    /// Waits for datagrams, and passes on those that have come.
+    fn turn(&mut self) {
+        let all = self.sockets.iter().chain([&self.upstream]);
+        let mut events: Vec<_> = all.map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+        if poll(&mut events, Some(&LOOK)).is_err() {
+            return;
+        }
+        let now = Instant::now();
+        self.pending.retain(|_, pending| now.saturating_duration_since(pending.asked) < PATIENCE);
+        for socket in 0..self.sockets.len() {
+            for _ in 0..BURST {
+                if !self.pass_on(socket, now) {
+                    break;
+                }
+            }
+        }
+        while self.pass_back(now) {}
+        let waits = self.pending.values().any(|pending| now.saturating_duration_since(pending.asked) > SILENCE);
+        if waits && self.servers.len() > 1 && now.saturating_duration_since(self.heard) > SILENCE {
+            self.servers.rotate_left(1);
+            self.heard = now;
+            if let Ok(upstream) = towards(self.servers[0]) {
+                self.upstream = upstream;
+            }
+        }
+    }
+
+    fn pass_on(&mut self, socket: usize, now: Instant) -> bool {
+        let flags = rustix::net::RecvFlags::DONTWAIT;
+        let received = rustix::net::recvfrom(&self.sockets[socket], &mut self.space[..], flags);
+        let Ok((_, length, Some(client))) = received else { return false };
+        let Ok(client) = SocketAddr::try_from(client) else { return true };
+        let query = &mut self.space[..length];
+        // A reply to a reply would go round for ever.
+        if length < 12 || query[2] & 0x80 != 0 || self.pending.len() >= PENDING {
+            return true;
+        }
+        let id = [query[0], query[1]];
+        let ours: [u8; 2] = rand::random();
+        if self.pending.contains_key(&ours) {
+            return true;
+        }
+        query[..2].copy_from_slice(&ours);
+        if self.upstream.send(query).is_ok() {
+            self.pending.insert(ours, Pending { client, socket, id, asked: now });
+            self.passed.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    fn pass_back(&mut self, now: Instant) -> bool {
+        // An error, such as a refusal of the server's host, is taken off the socket by being read.
+        let Ok(length) = self.upstream.recv(&mut self.space) else { return false };
+        let answer = &mut self.space[..length];
+        let Some(pending) = answer.first_chunk().and_then(|id: &[u8; 2]| self.pending.remove(id)) else { return true };
+        self.heard = now;
+        answer[..2].copy_from_slice(&pending.id);
+        // A client that has gone is nobody's trouble.
+        let _ = rustix::net::sendto(
+            &self.sockets[pending.socket],
+            answer,
+            rustix::net::SendFlags::DONTWAIT,
+            &pending.client,
+        );
+        true
+    }
+}
+
+fn towards(server: SocketAddr) -> io::Result<UdpSocket> {
+    let any = match server {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.set_nonblocking(true)?;
+    socket.connect(server)?;
+    Ok(socket)
+}
+
+fn accept(listeners: &[TcpListener], server: SocketAddr, stop: &AtomicBool, passed: &Arc<AtomicU64>) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    while !stop.load(Ordering::Relaxed) {
+        let mut events: Vec<_> = listeners.iter().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+        if poll(&mut events, Some(&LOOK)).is_err() {
+            continue;
+        }
+        for listener in listeners {
+            let Ok((client, _)) = listener.accept() else { continue };
+            if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
+                clients.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            let (passed, here) = (Arc::clone(passed), Arc::clone(&clients));
+            let serve = move || {
+                // Whatever ends it, the client sees it end.
+                let _ = converse(client, server, &passed);
+                here.fetch_sub(1, Ordering::Relaxed);
+            };
+            if thread::Builder::new().name("relay-client".into()).spawn(serve).is_err() {
+                clients.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// One query after the other, each message behind its length (RFC 1035 §4.2.2).
+fn converse(mut client: TcpStream, server: SocketAddr, passed: &AtomicU64) -> io::Result<()> {
+    client.set_nonblocking(false)?;
+    let mut upstream = TcpStream::connect_timeout(&server, PATIENCE)?;
+    for stream in [&client, &upstream] {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+    }
+    loop {
+        pass(&mut client, &mut upstream)?;
+        passed.fetch_add(1, Ordering::Relaxed);
+        pass(&mut upstream, &mut client)?;
+    }
+}
+
+fn pass(from: &mut TcpStream, to: &mut TcpStream) -> io::Result<()> {
+    let mut length = [0; 2];
+    from.read_exact(&mut length)?;
+    let mut message = length.to_vec();
+    message.resize(2 + usize::from(u16::from_be_bytes(length)), 0);
+    from.read_exact(&mut message[2..])?;
+    to.write_all(&message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUERY: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+
+    fn udp() -> (UdpSocket, SocketAddr) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let at = socket.local_addr().unwrap();
+        (socket, at)
+    }
+
+    /// Answers one query, with its own bytes and QR.
+    fn answer(server: &UdpSocket) -> Vec<u8> {
+        let mut space = [0; 512];
+        let (length, peer) = server.recv_from(&mut space).unwrap();
+        space[2] |= 0x80;
+        server.send_to(&space[..length], peer).unwrap();
+        space[..length].to_vec()
+    }
+
+    #[test]
+    fn a_query_by_udp_is_answered_with_its_own_id_by_the_server_that_answers() {
+        let (held, at) = udp();
+        let (_silent, nowhere) = udp();
+        let (server, there) = udp();
+        let relay = Relay::start(Sockets { udp: vec![held], tcp: Vec::new() }, vec![nowhere, there]).unwrap();
+        let (client, _) = udp();
+        client.connect(at).unwrap();
+        // The first goes to the silent one; when it has been silent for long enough the next goes elsewhere.
+        client.send(QUERY).unwrap();
+        let asked = Instant::now();
+        while server_is_silent(&server) {
+            assert!(asked.elapsed() < Duration::from_secs(10));
+            client.send(QUERY).unwrap();
+        }
+        let passed_on = answer(&server);
+        assert_eq!(&passed_on[3..], &QUERY[3..]);
+        let mut space = [0; 512];
+        let length = client.recv(&mut space).unwrap();
+        assert_eq!((&space[..2], length), (&QUERY[..2], QUERY.len()));
+        assert!(relay.passed() >= 2);
+    }
+
+    fn server_is_silent(server: &UdpSocket) -> bool {
+        server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let silent = server.peek(&mut [0; 1]).is_err();
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        silent
+    }
+
+    #[test]
+    fn queries_by_tcp_are_passed_on_and_back_whole() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (_udp, at) = udp();
+        let held = TcpListener::bind(at).unwrap();
+        held.set_nonblocking(true).unwrap();
+        let sockets = Sockets { udp: Vec::new(), tcp: vec![held] };
+        let relay = Relay::start(sockets, vec![server.local_addr().unwrap()]).unwrap();
+        let mut client = TcpStream::connect(at).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let (mut upstream, _) = server.accept().unwrap();
+        for round in 0..2 {
+            let message = vec![round; 300];
+            let framed = [&300u16.to_be_bytes()[..], &message].concat();
+            client.write_all(&framed[..7]).unwrap();
+            client.write_all(&framed[7..]).unwrap();
+            let mut space = vec![0; framed.len()];
+            upstream.read_exact(&mut space).unwrap();
+            assert_eq!(space, framed);
+            upstream.write_all(&framed).unwrap();
+            client.read_exact(&mut space).unwrap();
+            assert_eq!(space, framed);
+        }
+        assert_eq!(relay.passed(), 2);
+    }
+}
