@@ -42,6 +42,9 @@ const LATE: usize = 256;
 /// How often idle connections are closed and watched files are looked at.
 pub const TICK: Duration = Duration::from_secs(1);
 
+/// Signs of life in each period of the parent's watchdog.
+const SIGNS_OF_LIFE: u32 = 8;
+
 /// How long TCP clients may take to get what they await, before packets are led past the agent.
 const FINISH: Duration = Duration::from_millis(300);
 /// Packets that were led here before the rules went are in the sockets by then: they cross one queue of the kernel's.
@@ -160,6 +163,11 @@ impl Agent {
             after_ms = started.elapsed().as_secs_f64() * 1e3, "started"
         );
         tokio::spawn(tell(Arc::clone(&readiness), Arc::clone(&parent)));
+        tokio::spawn(show_life(Arc::clone(&parent), Arc::clone(&resolver), Arc::clone(&readiness)));
+        if let Some((restarts, relayed)) = parent.counts() {
+            counter!(names::RESTARTS).absolute(restarts);
+            counter!(names::RELAYED).absolute(relayed);
+        }
         admin::wait_for_upstream(Arc::clone(&readiness), Arc::clone(&resolver));
         Ok(Self {
             file: path.map(WatchedFile::new),
@@ -332,6 +340,19 @@ async fn tell(readiness: Arc<Readiness>, parent: Arc<Parent>) {
         }
         if changes.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Tells the parent that the agent lives, as long as it answers itself: some times in each period, so that one word may come
+/// late.
+async fn show_life(parent: Arc<Parent>, resolver: Arc<Resolver>, readiness: Arc<Readiness>) {
+    let Some(period) = parent.watchdog() else { return };
+    let mut now = tokio::time::interval(period / SIGNS_OF_LIFE);
+    loop {
+        now.tick().await;
+        if control::answers_itself(&resolver, &readiness).await {
+            parent.tell(parent::WATCHDOG);
         }
     }
 }

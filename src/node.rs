@@ -389,6 +389,6 @@ mod tests {
         let node = Node::start(&Config::default(), &readiness);
         assert!(!node.intercepts() && readiness.reasons().is_empty());
         assert!(node.state().table.is_none());
-        node.leave();
+        node.leave(false);
     }
 }

@@ -15,6 +15,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -38,6 +39,11 @@ pub const WRITE: &str = "NODENS_WRITE=1";
 pub const WRITTEN: &str = "NODENS_WRITTEN=1";
 /// To the agent: leave, another one is there already. What belongs to the node is the other's.
 pub const REPLACED: &str = "NODENS_REPLACED=1";
+
+/// How often an agent was started anew, in the environment.
+pub const RESTARTS: &str = "NODENS_RESTARTS";
+/// How many queries were passed on while there was no agent, in the environment.
+pub const RELAYED: &str = "NODENS_RELAYED";
 
 /// The name of the socket by which `keep` speaks, among inherited descriptors.
 pub const CHANNEL: &str = "keep";
@@ -114,6 +120,20 @@ impl Parent {
         }
     }
 
+    /// How often it wants a sign of life (sd_watchdog_enabled(3)), if it does.
+    pub fn watchdog(&self) -> Option<Duration> {
+        let number = |name: &str| env::var(name).ok()?.parse::<u64>().ok();
+        let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let period = number("WATCHDOG_USEC").filter(|&period| period > 0)?;
+        (for_us && self.is_there()).then(|| Duration::from_micros(period))
+    }
+
+    /// How often agents were started anew, and how many queries were passed on without one, if it counts that.
+    pub fn counts(&self) -> Option<(u64, u64)> {
+        let number = |name: &str| env::var(name).ok()?.parse().ok();
+        Some((number(RESTARTS)?, number(RELAYED)?)).filter(|_| self.is_keep)
+    }
+
     /// What it has said, waiting for it. Never returns where it cannot speak.
     pub async fn hear(&self) -> String {
         let channel = self.channel.as_ref().filter(|_| self.is_keep);
@@ -175,6 +195,14 @@ fn notify_socket() -> Option<UnixDatagram> {
     let channel = UnixDatagram::unbound().ok()?;
     channel.connect_addr(&address.ok()?).ok()?;
     Some(channel)
+}
+
+/// Tells systemd something, if it has started this process and listens.
+pub fn tell_systemd(words: &str) {
+    if let Some(channel) = notify_socket() {
+        // Nobody else would want to know.
+        let _ = send(&channel, words, &[]);
+    }
 }
 
 /// Sends words, and descriptors with them.

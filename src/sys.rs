@@ -325,7 +325,7 @@ pub fn inherit(count: usize) -> Vec<Option<OwnedFd>> {
     (0..count).map(take).collect()
 }
 
-/// Starts a program with these descriptors at the numbers from 3 on (sd_listen_fds(3)).
+/// Starts a program with these descriptors at the numbers from 3 on (sd_listen_fds(3)), and no signal blocked.
 ///
 /// # Errors
 /// The system's own.
@@ -354,10 +354,17 @@ pub fn spawn_with(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::
                 return Err(io::Error::last_os_error());
             }
         }
+        // What waits in a descriptor of ours must reach the program.
+        // SAFETY: sigset_t is plain data, made by sigemptyset before it is used.
+        unsafe {
+            let mut none: libc::sigset_t = zeroed();
+            libc::sigemptyset(&mut none);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure calls nothing but dup2, which is async-signal-safe (signal-safety(7)),
-    // and allocates nothing.
+    // SAFETY: between fork and exec the closure calls nothing but dup2, sigemptyset and pthread_sigmask, which are
+    // async-signal-safe (signal-safety(7)), and allocates nothing.
     unsafe { command.pre_exec(arrange) };
     command.spawn()
 }
@@ -365,8 +372,8 @@ pub fn spawn_with(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::
 /// The first number of inherited descriptors (sd_listen_fds(3)).
 pub const FIRST_INHERITED: RawFd = 3;
 
-/// Has these signals wait in a descriptor, from where they are read one by one (signalfd(2)). A program that is started
-/// later does not inherit that: the standard library gives it an empty mask.
+/// Has these signals wait in a descriptor, from where they are read one by one (signalfd(2)). A program that
+/// [`spawn_with`] starts does not inherit that.
 ///
 /// # Errors
 /// The system's own.

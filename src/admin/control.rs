@@ -153,9 +153,7 @@ async fn answer(request: Request, resolver: &Arc<Resolver>, readiness: &Readines
             Box::new([stats].into_iter())
         }
         Request::Probe => {
-            // Whether upstreams answer is not asked: a restart would not mend them.
-            let own = trace(&display(local::PROBE), "A", resolver).await?;
-            let ok = readiness.is_healthy() && own["result"] == Source::Local.label();
+            let ok = answers_itself(resolver, readiness).await;
             Box::new([json!({ "ok": ok, "ready": readiness.reasons() })].into_iter())
         }
         Request::CacheGet { name: text } => {
@@ -178,6 +176,13 @@ async fn answer(request: Request, resolver: &Arc<Resolver>, readiness: &Readines
         }
         Request::Trace { name, rtype } => Box::new([trace(&name, &rtype, resolver).await?].into_iter()),
     })
+}
+
+/// Whether every thread makes progress and the agent's own name is answered. Whether upstreams answer is not asked: a
+/// restart would not mend them.
+pub async fn answers_itself(resolver: &Arc<Resolver>, readiness: &Readiness) -> bool {
+    let own = trace(&display(local::PROBE), "A", resolver).await;
+    readiness.is_healthy() && own.is_ok_and(|own| own["result"] == Source::Local.label())
 }
 
 /// How the agent is doing, as one JSON object.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
-use super::Held;
+use super::{Held, Plan};
 use crate::parent::{self, CHANNEL};
 use crate::sys;
 
@@ -27,8 +27,13 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts it.
-    pub(super) fn start(arguments: &[OsString], held: &[Held], restarts: u64) -> io::Result<Self> {
+    /// Starts it, and tells it how often that was done and how many queries were passed on without it.
+    pub(super) fn start(
+        arguments: &[OsString],
+        held: &[Held],
+        plan: &Plan,
+        counts: (u64, u64),
+    ) -> io::Result<Self> {
         let (channel, theirs) = UnixDatagram::pair()?;
         let mut descriptors: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.descriptor.as_fd()).collect();
         descriptors.push(theirs.as_fd());
@@ -42,9 +47,11 @@ impl Child {
             .env("LISTEN_PID", std::process::id().to_string())
             .env("LISTEN_FDS", descriptors.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"))
-            .env("NODENS_RESTARTS", restarts.to_string())
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("WATCHDOG_USEC");
+            .env("WATCHDOG_USEC", plan.watchdog.as_micros().to_string())
+            .env(parent::RESTARTS, counts.0.to_string())
+            .env(parent::RELAYED, counts.1.to_string())
+            .env_remove("WATCHDOG_PID")
+            .env_remove("NOTIFY_SOCKET");
         let child = sys::spawn_with(&mut command, &descriptors)?;
         let pid = Pid::from_child(&child);
         Ok(Self { pid, channel, born: Instant::now() })

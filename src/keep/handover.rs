@@ -138,7 +138,9 @@ impl Previous {
         }
         let names = fields.get("FDNAMES").copied().unwrap_or_default().split(':');
         let named = names.zip(descriptors);
-        Ok(named.map(|(name, descriptor): (&str, OwnedFd)| Held { name: name.to_owned(), descriptor }).collect())
+        Ok(named
+            .map(|(name, descriptor): (&str, OwnedFd)| Held { name: name.to_owned(), descriptor })
+            .collect())
     }
 
     pub(super) fn say(&self, words: &str) -> io::Result<()> {

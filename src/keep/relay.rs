@@ -1,6 +1,7 @@
 //! Passing queries on to a server while there is no agent: no cache, no rules, but DNS.
 //!
-//! Threads of their own, so that whoever starts the agent again is not kept from it.
+//! Threads of their own, so that whoever starts the agent again is not kept from it. The first query of each relay is one of
+//! its own, for a name that nobody else knows: if it comes back as a client's, the server asks us, and nothing is passed on.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -24,6 +25,8 @@ const CLIENTS: usize = 32;
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// Datagrams of one socket before the next one has its turn.
 const BURST: usize = 64;
+/// Letters of the name that tells whether queries come back: more than anybody guesses.
+const MARK: usize = 20;
 /// The longest datagram of DNS (RFC 1035 §4.2.1 leaves it to the transport).
 const DATAGRAM: usize = 65_535;
 
@@ -89,14 +92,28 @@ struct Datagrams {
     /// When the server that is asked last answered, or began to be asked.
     heard: Instant,
     passed: Arc<AtomicU64>,
+    /// Part of a name that we alone have asked for.
+    mark: [u8; MARK],
+    goes_round: bool,
     space: Vec<u8>,
 }
 
 impl Datagrams {
     fn new(sockets: Vec<UdpSocket>, servers: Vec<SocketAddr>, passed: Arc<AtomicU64>) -> io::Result<Self> {
         let upstream = towards(servers[0])?;
-        let (heard, space) = (Instant::now(), vec![0; DATAGRAM]);
-        Ok(Self { sockets, servers, upstream, pending: HashMap::new(), heard, passed, space })
+        let mark = rand::random::<[u8; MARK]>().map(|byte| b'a' + byte % 26);
+        let _ = upstream.send(&marked(mark));
+        Ok(Self {
+            sockets,
+            servers,
+            upstream,
+            pending: HashMap::new(),
+            heard: Instant::now(),
+            passed,
+            mark,
+            goes_round: false,
+            space: vec![0; DATAGRAM],
+        })
     }
 
     /// Waits for datagrams, and passes on those that have come.
@@ -116,11 +133,13 @@ impl Datagrams {
             }
         }
         while self.pass_back(now) {}
-        let waits = self.pending.values().any(|pending| now.saturating_duration_since(pending.asked) > SILENCE);
+        let waits =
+            self.pending.values().any(|pending| now.saturating_duration_since(pending.asked) > SILENCE);
         if waits && self.servers.len() > 1 && now.saturating_duration_since(self.heard) > SILENCE {
             self.servers.rotate_left(1);
             self.heard = now;
             if let Ok(upstream) = towards(self.servers[0]) {
+                let _ = upstream.send(&marked(self.mark));
                 self.upstream = upstream;
             }
         }
@@ -132,8 +151,9 @@ impl Datagrams {
         let Ok((_, length, Some(client))) = received else { return false };
         let Ok(client) = SocketAddr::try_from(client) else { return true };
         let query = &mut self.space[..length];
+        self.goes_round |= query.windows(MARK).any(|part| part.eq_ignore_ascii_case(&self.mark));
         // A reply to a reply would go round for ever.
-        if length < 12 || query[2] & 0x80 != 0 || self.pending.len() >= PENDING {
+        if self.goes_round || length < 12 || query[2] & 0x80 != 0 || self.pending.len() >= PENDING {
             return true;
         }
         let id = [query[0], query[1]];
@@ -153,7 +173,9 @@ impl Datagrams {
         // An error, such as a refusal of the server's host, is taken off the socket by being read.
         let Ok(length) = self.upstream.recv(&mut self.space) else { return false };
         let answer = &mut self.space[..length];
-        let Some(pending) = answer.first_chunk().and_then(|id: &[u8; 2]| self.pending.remove(id)) else { return true };
+        let Some(pending) = answer.first_chunk().and_then(|id: &[u8; 2]| self.pending.remove(id)) else {
+            return true;
+        };
         self.heard = now;
         answer[..2].copy_from_slice(&pending.id);
         // A client that has gone is nobody's trouble.
@@ -165,6 +187,14 @@ impl Datagrams {
         );
         true
     }
+}
+
+/// A query for a name with this in it, below one that does not exist (RFC 6761 §6.4).
+fn marked(mark: [u8; MARK]) -> Vec<u8> {
+    let mut query = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, MARK as u8];
+    query.extend(mark);
+    query.extend(b"\x06nodens\x07invalid\0\0\x01\0\x01");
+    query
 }
 
 fn towards(server: SocketAddr) -> io::Result<UdpSocket> {
@@ -265,6 +295,7 @@ mod tests {
             assert!(asked.elapsed() < Duration::from_secs(10));
             client.send(QUERY).unwrap();
         }
+        assert_eq!(answer(&server).len(), 12 + 1 + MARK + 16 + 4, "the one that tells whether it goes round");
         let passed_on = answer(&server);
         assert_eq!(&passed_on[3..], &QUERY[3..]);
         let mut space = [0; 512];
@@ -278,6 +309,20 @@ mod tests {
         let silent = server.peek(&mut [0; 1]).is_err();
         server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         silent
+    }
+
+    #[test]
+    fn a_server_that_asks_us_is_not_asked_any_more() {
+        let (held, at) = udp();
+        let (server, there) = udp();
+        let relay = Relay::start(Sockets { udp: vec![held], tcp: Vec::new() }, vec![there]).unwrap();
+        let (mut space, forwards) = ([0; 512], udp().0);
+        let (length, _) = server.recv_from(&mut space).unwrap();
+        forwards.send_to(&space[..length], at).unwrap();
+        // In the same socket behind it.
+        forwards.send_to(QUERY, at).unwrap();
+        assert!(server_is_silent(&server));
+        assert_eq!(relay.passed(), 0);
     }
 
     #[test]

@@ -109,7 +109,8 @@ impl Watchdog {
     pub(super) fn look<'a>(&mut self, sockets: impl Iterator<Item = &'a OwnedFd>) -> Option<&'static str> {
         let now = Instant::now();
         self.next = now + LOOK;
-        let drops = sockets.filter_map(|socket| sys::queue_of(socket).ok()).map(|(_, drops)| u64::from(drops)).sum();
+        let drops =
+            sockets.filter_map(|socket| sys::queue_of(socket).ok()).map(|(_, drops)| u64::from(drops)).sum();
         if self.drops.replace(drops).is_some_and(|before| drops > before) {
             self.flooded = Some(now);
         }
