@@ -296,3 +296,6 @@ impl Raw<'_> {
         (!matches!(answer.kind, Kind::Failure(_))).then_some((key, answer))
     }
 }
+
+#[cfg(test)]
+mod tests;

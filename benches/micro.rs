@@ -3,8 +3,6 @@
 //! `cargo bench --bench micro -- handle` runs the benches whose name has `handle` in it. Few samples, so
 //! that the whole takes less than a minute; compare runs on a quiet machine only.
 
-mod snapshot;
-
 use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -204,6 +202,5 @@ fn main() {
     wire(&mut criterion, &warm);
     cache(&mut criterion, &warm);
     handle(&mut criterion, &warm);
-    snapshot::benches(&mut criterion);
     criterion.final_summary();
 }
