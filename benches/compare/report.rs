@@ -26,6 +26,13 @@ pub(crate) enum Metric {
     Idle,
     Loaded,
     Start,
+    Machine,
+    Softirq,
+    Others,
+    Entries,
+    Dropped,
+    Evicted,
+    Lost,
 }
 
 impl Metric {
@@ -47,16 +54,26 @@ impl Metric {
             Self::Idle => "idle RSS MiB",
             Self::Loaded => "RSS MiB, 10,000 entries",
             Self::Start => "start ms",
+            Self::Machine => "machine us/query",
+            Self::Softirq => "softirq us/query",
+            Self::Others => "others %",
+            Self::Entries => "entries",
+            Self::Dropped => "packets dropped",
+            Self::Evicted => "entries evicted",
+            Self::Lost => "lost %",
         }
     }
 
     fn decimals(self) -> usize {
         match self {
             Self::Cpu | Self::User | Self::System | Self::Segments | Self::Writes => 2,
+            Self::Machine | Self::Softirq => 2,
             Self::Idle | Self::Loaded | Self::Resident | Self::Start | Self::InFlight | Self::LesserShare => {
                 1
             }
+            Self::Lost => 1,
             Self::Qps | Self::Busy | Self::Latency | Self::ReplyBytes | Self::Connections => 0,
+            Self::Others | Self::Entries | Self::Dropped | Self::Evicted => 0,
         }
     }
 }

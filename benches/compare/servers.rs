@@ -14,8 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::authority::{self, program};
 use crate::echo;
 use crate::mix::{Inputs, KNOWN_NAME, Question, zones};
+use crate::node::Node;
 use crate::process::{Process, free_address};
 use crate::tuned;
+use crate::way::Way;
 
 /// How long a server may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -98,6 +100,25 @@ impl Server {
             Kind::Dnsdist => tuned::dnsdist(address, bed.upstream, &directory)?,
             Kind::Dnsmasq => tuned::dnsmasq(address, bed.upstream, &directory)?,
         };
+        Self::answering(command, address, admin, cpus, &directory)
+    }
+
+    /// Starts the agent on this namespace's addresses, with one worker.
+    pub(crate) fn on_node(way: Way, bed: &Bed, cpus: &[usize]) -> Result<Self> {
+        let admin = free_address()?;
+        let directory = bed.directory.join(Kind::Nodens.name());
+        fs::create_dir_all(&directory)?;
+        let command = tuned::nodens_on_node(way, admin, bed.upstream, &directory)?;
+        Self::answering(command, way.asked(), admin, cpus, &directory)
+    }
+
+    fn answering(
+        command: Command,
+        address: SocketAddr,
+        admin: SocketAddr,
+        cpus: &[usize],
+        directory: &Path,
+    ) -> Result<Self> {
         let start = Instant::now();
         let mut process = Process::start(command, cpus, directory.join("log"))?;
         let started_in = first_answer(&mut process, address, start)?;
@@ -162,7 +183,7 @@ fn is_good(query: &[u8], reply: &[u8]) -> bool {
 }
 
 fn client(server: SocketAddr) -> Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(server)?;
     Ok(socket)
 }
@@ -175,6 +196,8 @@ pub(crate) struct Bed {
     pub(crate) inputs: Inputs,
     /// Length and RCODE of the real answers, for the echo server.
     replies: PathBuf,
+    /// Where this process's network namespace is one.
+    pub(crate) node: Option<Node>,
 }
 
 impl Bed {
@@ -189,7 +212,7 @@ impl Bed {
         first_answer(&mut authority, upstream, start).context("NSD")?;
         let replies = directory.join("replies");
         fs::write(&replies, real_replies(upstream, &inputs.distinct.questions)?)?;
-        Ok(Self { directory: directory.to_owned(), upstream, authority, inputs, replies })
+        Ok(Self { directory: directory.to_owned(), upstream, authority, inputs, replies, node: None })
     }
 
     pub(crate) fn upstream_port(&self) -> u16 {

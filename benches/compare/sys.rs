@@ -198,12 +198,13 @@ impl Epoll {
         check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) }).map(drop)
     }
 
-    /// Waits until some sockets can be read, and puts their descriptors into `ready`.
-    pub(crate) fn wait(&self, ready: &mut Vec<RawFd>) -> io::Result<()> {
+    /// Waits until some sockets can be read, or for so long, and puts their descriptors into `ready`.
+    pub(crate) fn wait(&self, ready: &mut Vec<RawFd>, limit: Duration) -> io::Result<()> {
+        let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
         // SAFETY: pointer and count describe `events`.
         let count = check(unsafe {
-            libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), BATCH as libc::c_int, -1)
+            libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), BATCH as libc::c_int, milliseconds)
         })?;
         ready.clear();
         ready.extend(events[..count as usize].iter().map(|event| event.u64 as RawFd));

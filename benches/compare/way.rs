@@ -1,0 +1,130 @@
+//! How queries come to the agent on its node: what connection tracking sees of them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// Where the agent listens on its node.
+pub(crate) const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);
+/// The cluster DNS, for which the agent answers where it intercepts.
+pub(crate) const CLUSTER_IP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 53);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Over loopback, in the machine's own namespace
+    Loopback,
+    /// No rule in the node's namespace, so that its kernel tracks nothing
+    Bare,
+    /// Rules for NAT as kube-proxy has them, so that the node's kernel tracks connections
+    Tracked,
+    /// The same, and the agent's address is spared
+    Notrack,
+    /// The same, and pods ask the ClusterIP, for which the agent answers
+    Intercept,
+}
+
+impl Way {
+    pub(crate) fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Loopback => None,
+            Self::Bare => Some("bare"),
+            Self::Tracked => Some("tracked"),
+            Self::Notrack => Some("notrack"),
+            Self::Intercept => Some("intercept"),
+        }
+    }
+
+    /// Whom pods ask.
+    pub(crate) fn asked(self) -> SocketAddr {
+        if self == Self::Intercept { CLUSTER_IP } else { LOCAL }
+    }
+
+    /// Where the agent listens.
+    pub(crate) fn listens(self) -> Vec<SocketAddr> {
+        if self == Self::Intercept { vec![LOCAL, CLUSTER_IP] } else { vec![LOCAL] }
+    }
+
+    /// What kube-proxy has, where it has anything.
+    pub(crate) fn others_rules(self) -> String {
+        if self == Self::Bare { String::new() } else { kube_proxy() }
+    }
+
+    /// What the agent has, in `nft`'s language.
+    pub(crate) fn own_rules(self) -> String {
+        match self {
+            Self::Loopback | Self::Bare | Self::Tracked => String::new(),
+            Self::Notrack => notrack(),
+            Self::Intercept => format!("{}{}", notrack(), intercept()),
+        }
+    }
+}
+
+/// The chains of kube-proxy's mode nftables and one service: the first packet of each connection passes them, and
+/// they are why connections are tracked at all. Nobody is at the endpoint, so what is not intercepted is lost.
+fn kube_proxy() -> String {
+    let ip = CLUSTER_IP.ip();
+    format!(
+        "table ip kube-proxy {{
+            map services {{
+                type ipv4_addr . inet_proto . inet_service : verdict
+                elements = {{ {ip} . udp . 53 : goto service, {ip} . tcp . 53 : goto service }}
+            }}
+            chain service {{ dnat to 10.244.9.9 }}
+            chain prerouting {{
+                type nat hook prerouting priority dstnat
+                ip daddr . meta l4proto . th dport vmap @services
+            }}
+            chain output {{
+                type nat hook output priority -100
+                ip daddr . meta l4proto . th dport vmap @services
+            }}
+            chain postrouting {{
+                type nat hook postrouting priority srcnat
+                meta mark & 0x4000 != 0 masquerade
+            }}
+            chain forward {{
+                type filter hook forward priority 0
+                ct state invalid drop
+            }}
+        }}\n"
+    )
+}
+
+fn notrack() -> String {
+    let ip = LOCAL.ip();
+    format!(
+        "table inet nodens-notrack {{
+            chain pre {{
+                type filter hook prerouting priority raw
+                ip daddr {ip} meta l4proto {{ udp, tcp }} th dport 53 notrack
+            }}
+            chain out {{
+                type filter hook output priority raw
+                ip saddr {ip} meta l4proto {{ udp, tcp }} th sport 53 notrack
+                ip daddr {ip} meta l4proto {{ udp, tcp }} th dport 53 notrack
+            }}
+        }}\n"
+    )
+}
+
+fn intercept() -> String {
+    let asked = format!("ip daddr {} meta l4proto {{ udp, tcp }} th dport 53", CLUSTER_IP.ip());
+    let answers = format!("ip saddr {} meta l4proto {{ udp, tcp }} th sport 53", CLUSTER_IP.ip());
+    format!(
+        "table inet nodens-intercept {{
+            chain pre {{
+                type filter hook prerouting priority raw
+                {asked} meta mark set meta mark & 0xffffff00 | 0x35 notrack
+            }}
+            chain out {{
+                type filter hook output priority raw
+                {answers} notrack
+                meta mark & 0xff == 0x36 accept
+                {asked} notrack
+            }}
+            chain route {{
+                type route hook output priority mangle
+                meta mark & 0xff == 0x36 accept
+                {asked} meta mark set meta mark & 0xffffff00 | 0x35
+            }}
+        }}\n"
+    )
+}
