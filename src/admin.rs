@@ -9,7 +9,6 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -20,13 +19,15 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use upstreams::Upstreams;
 
 use crate::metrics::{self as names, Source};
+use crate::readiness::{Readiness, Step};
 use crate::resolve::Resolver;
 use crate::resolve::view::Zone;
-use crate::serve::{Pulse, socket};
+use crate::serve::socket;
 use crate::upstream::{Attempt, Cause, apex};
 
 /// HTTP clients at one time; probes and a scraper are three.
@@ -35,59 +36,17 @@ const CLIENTS: usize = 16;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client is let go after this long whatever it does.
 const CONNECTION: Duration = Duration::from_secs(60);
-/// A worker is seen at least every half second; this many missed ones mean that it hangs.
-const SILENT: Duration = Duration::from_secs(3);
+/// The pause between two tries at a port that another process has.
+const BIND_PAUSE: Duration = Duration::from_secs(1);
 /// interface.md: readiness waits this long for a first upstream's answer.
 const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
 
-/// Whether the agent can do its work.
-pub struct Readiness {
-    pulses: Vec<Arc<Pulse>>,
-    /// Set once, when an upstream has answered or enough time has passed.
-    latched: AtomicBool,
-    draining: AtomicBool,
-}
-
-impl Readiness {
-    /// Not ready yet, over these workers.
-    pub fn new(pulses: Vec<Arc<Pulse>>) -> Self {
-        Self { pulses, latched: AtomicBool::new(false), draining: AtomicBool::new(false) }
-    }
-
-    /// From now on the agent is leaving.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether every worker makes progress.
-    pub fn is_healthy(&self) -> bool {
-        self.pulses.iter().all(|pulse| pulse.silence() < SILENT)
-    }
-
-    /// What keeps the agent from being ready; nothing if it is.
-    pub fn reasons(&self) -> Vec<&'static str> {
-        let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
-            reasons.push("draining");
-        }
-        if !self.is_healthy() {
-            reasons.push("a worker makes no progress");
-        }
-        if !self.latched.load(Ordering::Relaxed) {
-            reasons.push("no upstream of the first zone has answered yet");
-        }
-        reasons
-    }
-
-    /// Asks the first zone's upstream until it answers, and latches. Upstreams never revoke it.
-    pub fn wait_for_upstream(self: &Arc<Self>, resolver: Arc<Resolver>) {
-        let this = Arc::clone(self);
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(UPSTREAM_WAIT, first_answer(&resolver)).await;
-            this.latched.store(true, Ordering::Relaxed);
-            tracing::info!("ready");
-        });
-    }
+/// Asks the first zone's upstream until it answers, and latches. Upstreams never revoke it.
+pub fn wait_for_upstream(readiness: Arc<Readiness>, resolver: Arc<Resolver>) {
+    tokio::spawn(async move {
+        let _ = tokio::time::timeout(UPSTREAM_WAIT, first_answer(&resolver)).await;
+        readiness.latch();
+    });
 }
 
 /// Returns when a server of the first zone has answered anything at all.
@@ -116,40 +75,71 @@ pub struct Admin {
     pub prometheus: PrometheusHandle,
 }
 
-/// Serves the pages at `addr`, and returns where it really listens.
+/// Serves the pages at `addr`, and returns where it really listens. While another process has the port it is tried
+/// again: queries are answered without any page.
 ///
 /// # Errors
-/// When the address cannot be bound.
+/// When the process may not.
 pub fn listen(addr: SocketAddr, admin: Arc<Admin>) -> io::Result<SocketAddr> {
-    let explain =
-        |error: io::Error| io::Error::new(error.kind(), format!("admin: cannot listen on {addr}: {error}"));
-    let listener = socket::tcp(addr).map_err(explain)?;
-    let addr = listener.local_addr()?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    tokio::spawn(async move {
-        let places = Arc::new(Semaphore::new(CLIENTS));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let admin = Arc::clone(&admin);
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let page = admin.page(&request);
-                    async move { Ok::<_, Infallible>(page) }
-                });
-                let serving = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service);
-                let _ = tokio::time::timeout(CONNECTION, serving).await;
-                drop(place);
-            });
+    match bind(addr, &admin.readiness) {
+        Ok(listener) => {
+            let addr = listener.local_addr()?;
+            tokio::spawn(serve(listener, admin));
+            Ok(addr)
         }
-    });
-    Ok(addr)
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
+        Err(_) => {
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(BIND_PAUSE).await;
+                    if let Ok(listener) = bind(addr, &admin.readiness) {
+                        return serve(listener, admin).await;
+                    }
+                }
+            });
+            Ok(addr)
+        }
+    }
+}
+
+fn bind(addr: SocketAddr, readiness: &Readiness) -> io::Result<TcpListener> {
+    let subject = addr.to_string();
+    let listener = socket::tcp(addr).and_then(TcpListener::from_std);
+    match listener {
+        Ok(listener) => {
+            readiness.has(Step::Admin, &subject);
+            Ok(listener)
+        }
+        Err(error) => {
+            let error = io::Error::new(error.kind(), format!("admin: cannot listen on {addr}: {error}"));
+            readiness.lacks(Step::Admin, &subject, error.to_string());
+            Err(error)
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let admin = Arc::clone(&admin);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let page = admin.page(&request);
+                async move { Ok::<_, Infallible>(page) }
+            });
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            let _ = tokio::time::timeout(CONNECTION, serving).await;
+            drop(place);
+        });
+    }
 }
 
 impl Admin {

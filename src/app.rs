@@ -6,8 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
@@ -15,23 +13,24 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::control;
-use crate::admin::{self, Admin, Readiness};
+use crate::admin::{self, Admin};
 use crate::config::file::{self, ConfigError};
-use crate::config::{self, Config, Reload};
+use crate::config::{self, Config, DNS_PORT, Reload};
 use crate::metrics::{self as names, Metrics, ZoneMetrics};
-use crate::node::{Bypass, NodeError};
+use crate::node::{Node, NodeError};
+use crate::readiness::{Readiness, Step};
 use crate::resolve::Resolver;
 use crate::resolve::echo::Loop;
 use crate::resolve::view::View;
-use crate::serve::socket::{self, Listeners};
-use crate::serve::tcp::{Clients, Listener};
-use crate::serve::udp::{Replies, Worker};
-use crate::serve::{Pulse, socket::HEARTBEAT};
+use crate::serve::socket::{HEARTBEAT, Place};
+use crate::serve::tcp::Clients;
 use crate::upstream::transport::Kernel;
 use crate::upstream::{Late, LateAnswer, Pool, system, tls};
 
+mod listening;
 mod loops;
 mod watch_file;
+use listening::Listening;
 use loops::Probes;
 use watch_file::WatchedFile;
 
@@ -42,8 +41,10 @@ const LATE: usize = 256;
 /// How often idle connections are closed and watched files are looked at.
 pub const TICK: Duration = Duration::from_secs(1);
 
-/// A worker's thread, and its sign of life.
-type Thread = (JoinHandle<()>, Arc<Pulse>);
+/// How long TCP clients may take to get what they await, before packets are led past the agent.
+const FINISH: Duration = Duration::from_millis(300);
+/// Packets that were led here before the rules went are in the sockets by then: they cross one queue of the kernel's.
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +55,6 @@ pub enum StartError {
     /// There are `tls://` servers, and nobody to vouch for them.
     #[error(transparent)]
     Tls(#[from] tls::LoadError),
-    /// The kernel does not take the rules that the configuration asks for.
-    #[error(transparent)]
-    Node(#[from] NodeError),
     /// The recorder of metrics is there already: a second agent in one process.
     #[error("metrics: {0}")]
     Metrics(String),
@@ -88,15 +86,12 @@ pub struct Agent {
     probes: Probes,
     pools: Vec<Arc<Pool>>,
     /// After the pools, whose connections it is about.
-    bypass: Option<Bypass>,
+    node: Arc<Node>,
     zones: HashMap<String, Arc<ZoneMetrics>>,
     late: Late,
     resolver: Arc<Resolver>,
-    clients: Arc<Clients>,
+    listening: Arc<Listening>,
     readiness: Arc<Readiness>,
-    workers: Vec<JoinHandle<()>>,
-    stop_workers: Arc<AtomicBool>,
-    stop_tasks: watch::Sender<bool>,
     /// Where it listens, ports resolved.
     pub addrs: Vec<SocketAddr>,
     /// Where its admin HTTP listens.
@@ -117,8 +112,9 @@ pub fn install_metrics() -> Result<PrometheusHandle, StartError> {
 }
 
 impl Agent {
-    /// Opens the sockets and starts all threads and tasks. `path` is the file that `config` came
-    /// from, to be read again on reload, and `hash` its digest.
+    /// Sets the node up, opens the sockets and starts all threads and tasks. What the node does not have yet, an
+    /// address or a port, is waited for while the agent runs. `path` is the file that `config` came from, to be read
+    /// again on reload, and `hash` its digest.
     ///
     /// # Errors
     /// [`StartError`]
@@ -129,27 +125,19 @@ impl Agent {
         prometheus: PrometheusHandle,
     ) -> Result<Self, StartError> {
         let started = Instant::now();
+        let readiness = Arc::new(Readiness::new());
         // Before the first connection: what has been tracked once stays so.
-        let bypass = Bypass::of(&config)?;
+        let node = Node::start(&config, &readiness).await;
         let metrics = Arc::new(Metrics::new(config.workers));
-        let sockets: Vec<Listeners> = config
-            .listen
-            .iter()
-            .map(|&addr| socket::open(addr, config.workers))
-            .collect::<io::Result<_>>()?;
-        let addrs: Vec<SocketAddr> = sockets.iter().map(|sockets| sockets.addr).collect();
         let (mut pools, mut zones) = (Vec::new(), HashMap::new());
         let (late, late_answers) = mpsc::channel(LATE);
-        let view = make_view(&config, &mut pools, &mut zones, &metrics, (&addrs, &late))?;
+        let view = make_view(&config, &mut pools, &mut zones, &metrics, (&config.listen, &late))?;
         let runtime = tokio::runtime::Handle::current();
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
         tokio::spawn(keep_late(Arc::clone(&resolver), late_answers));
-        let (stop_tasks, stopping) = watch::channel(false);
-        let stop_workers = Arc::new(AtomicBool::new(false));
         let clients = Clients::new(config.limits.clone());
-        let threads = serve(sockets, &resolver, &clients, &stop_workers, &stopping)?;
-        let (workers, pulses) = threads.into_iter().unzip();
-        let readiness = Arc::new(Readiness::new(pulses));
+        let listening = Listening::new(&resolver, &readiness, clients, config.workers);
+        let addrs = listen(&config, &listening)?;
         let admin = Admin { resolver: Arc::clone(&resolver), readiness: Arc::clone(&readiness), prometheus };
         let admin = admin::listen(config.admin, Arc::new(admin))?;
         control::listen(&config.control, Arc::clone(&resolver), Arc::clone(&readiness))?;
@@ -157,30 +145,31 @@ impl Agent {
         publish_config(hash, 1.0);
         tracing::info!(
             listen = ?addrs, admin = %admin, control = %config.control.display(), workers = config.workers,
-            after_ms = started.elapsed().as_secs_f64() * 1e3, "answering"
+            after_ms = started.elapsed().as_secs_f64() * 1e3, "started"
         );
-        let probes = Probes::start(&resolver);
-        let agent = Self {
+        tokio::spawn(tell(Arc::clone(&readiness)));
+        admin::wait_for_upstream(Arc::clone(&readiness), Arc::clone(&resolver));
+        Ok(Self {
             file: path.map(WatchedFile::new),
             resolv_conf: WatchedFile::new(system::RESOLV_CONF.into()),
-            probes,
+            probes: Probes::start(&resolver),
             pools,
-            bypass,
+            node,
             zones,
             late,
             resolver,
-            clients,
+            listening,
             readiness,
-            workers,
-            stop_workers,
-            stop_tasks,
             addrs,
             admin,
             config,
             hash: hash.to_owned(),
-        };
-        agent.readiness.wait_for_upstream(Arc::clone(&agent.resolver));
-        Ok(agent)
+        })
+    }
+
+    /// Why it does not answer everywhere yet, if it does not.
+    pub fn waits_for_a_port(&self) -> Option<String> {
+        [Step::Listen, Step::Admin].into_iter().find_map(|step| self.readiness.why_not(step))
     }
 
     /// Tells of an upstream that leads back here, which is looked for in the background from the start on.
@@ -237,14 +226,10 @@ impl Agent {
         if let Some((key, _)) = fixed.into_iter().find(|(_, same)| !same) {
             return Err(ReloadError::Fixed(key));
         }
-        let outgrown = self.bypass.as_ref().is_some_and(|bypass| !bypass.fits(&new));
-        let bypass = if outgrown { Some(Bypass::of(&new)?) } else { None };
         let metrics = Arc::clone(&self.resolver.metrics);
         let own = (&*self.addrs, &self.late);
         let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, own)?;
-        if let Some(bypass) = bypass {
-            self.bypass = bypass; // the old rules go now that the new ones are there
-        }
+        self.node.ask(&new)?;
         self.resolver.replace_view(view);
         self.config = new;
         publish_config(&self.hash, 0.0);
@@ -258,13 +243,18 @@ impl Agent {
         tracing::info!(stats = %control::stats(&self.resolver), "statistics");
     }
 
-    /// Takes no new work, finishes what is in flight (at most [`DRAIN`]), and ends.
+    /// Takes no new work, finishes what is in flight (at most [`DRAIN`]), and ends. Nothing is led here any more before
+    /// the first socket closes.
     pub async fn stop(self) {
         self.readiness.drain();
         let deadline = Instant::now() + DRAIN;
-        self.stop_workers.store(true, Ordering::Relaxed);
-        let _ = self.stop_tasks.send(true);
-        let workers = self.workers;
+        if self.node.intercepts() {
+            self.listening.finish();
+            self.wait_for(Instant::now() + FINISH, || self.listening.clients.count() > 0).await;
+            self.node.withdraw();
+            tokio::time::sleep(SETTLE).await;
+        }
+        let workers = self.listening.stop();
         // Each notices within HEARTBEAT; joined elsewhere, so that flights go on meanwhile.
         let joined = tokio::task::spawn_blocking(move || {
             for worker in workers {
@@ -274,50 +264,47 @@ impl Agent {
         if tokio::time::timeout(DRAIN.max(HEARTBEAT), joined).await.is_err() {
             tracing::warn!("a worker did not end");
         }
-        while Instant::now() < deadline && (self.resolver.flights.waiting() > 0 || self.clients.count() > 0) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let is_busy = || self.resolver.flights.waiting() > 0 || self.listening.clients.count() > 0;
+        self.wait_for(deadline, is_busy).await;
+        self.node.leave();
         let left = self.resolver.flights.waiting();
         let _ = std::fs::remove_file(&self.config.control);
         tracing::info!(unanswered = left, "ended");
     }
+
+    async fn wait_for(&self, deadline: Instant, is_busy: impl Fn() -> bool) {
+        while Instant::now() < deadline && is_busy() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
-/// Starts what answers on these sockets: threads for UDP, and a task for the TCP clients of each address.
-fn serve(
-    sockets: Vec<Listeners>,
-    resolver: &Arc<Resolver>,
-    clients: &Arc<Clients>,
-    stop_workers: &Arc<AtomicBool>,
-    stopping: &watch::Receiver<bool>,
-) -> io::Result<Vec<Thread>> {
-    let mut threads = Vec::new();
-    for Listeners { udp, tcp, addr } in sockets {
-        for (slot, socket) in udp.into_iter().enumerate() {
-            let pulse = Arc::new(Pulse::new());
-            let socket = Arc::new(socket);
-            let worker = Worker {
-                replies: Arc::new(Replies::new(Arc::clone(&socket), Arc::clone(&resolver.metrics))),
-                socket,
-                addr,
-                slot,
-                pulse: Arc::clone(&pulse),
-                resolver: Arc::clone(resolver),
-                stop: Arc::clone(stop_workers),
-            };
-            let thread = std::thread::Builder::new().name(format!("udp-{slot}"));
-            threads.push((thread.spawn(move || worker.run())?, pulse));
-        }
-        let listener = Listener {
-            socket: tokio::net::TcpListener::from_std(tcp)?,
-            addr,
-            resolver: Arc::clone(resolver),
-            clients: Arc::clone(clients),
-            stop: stopping.clone(),
-        };
-        tokio::spawn(listener.run());
+/// Answers at the addresses to listen on and at the ClusterIPs. Returns the former, ports resolved.
+fn listen(config: &Config, listening: &Arc<Listening>) -> io::Result<Vec<SocketAddr>> {
+    for &ip in &config.network.intercept {
+        listening.answer_at(Place { addr: SocketAddr::new(ip, DNS_PORT), intercepted: true })?;
     }
-    Ok(threads)
+    let at = |&addr: &SocketAddr| listening.answer_at(Place { addr, intercepted: false });
+    config.listen.iter().map(at).collect()
+}
+
+/// Logs when the agent becomes ready, and when it is so no longer.
+async fn tell(readiness: Arc<Readiness>) {
+    let mut changes = readiness.changes();
+    let mut was_ready = false;
+    loop {
+        let reasons = readiness.reasons();
+        if reasons.is_empty() != was_ready {
+            was_ready = reasons.is_empty();
+            match was_ready {
+                true => tracing::info!("ready"),
+                false => tracing::warn!(?reasons, "not ready any more"),
+            }
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// The view of a configuration. Pools of equal definitions and counters of equal names are kept from
@@ -360,14 +347,17 @@ fn make_view(
     Ok(view)
 }
 
-/// The sockets of a pool. Whoever resolves the names of its servers is reached by a ClusterIP, as a rule, which
-/// nobody can reach past connection tracking.
+/// The sockets of a pool. With interception all that goes out passes by it by its mark. Whoever resolves the names of
+/// servers that are dialled directly is reached by a ClusterIP, as a rule, which nobody can reach past connection
+/// tracking; one that is intercepted is spared by the rules themselves.
 fn kernel(network: &config::Network, upstream: &config::Upstream) -> Kernel {
-    if !network.upstream_notrack {
+    if !network.upstream_notrack && network.intercept.is_empty() {
         return Kernel::default();
     }
-    let bootstrap = upstream.bootstrap.iter().filter_map(config::Server::addr).collect();
-    Kernel::marked(network.mark.own, bootstrap)
+    let bootstrap = upstream.bootstrap.iter().filter_map(config::Server::addr);
+    let tracked =
+        bootstrap.filter(|addr| network.upstream_notrack && !network.intercept.contains(&addr.ip()));
+    Kernel::marked(network.mark.own, tracked.collect())
 }
 
 /// Keeps the answers that came after their clients had been told something else.

@@ -256,6 +256,16 @@ pub struct Hosts {
 /// How packets pass through the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
+    /// Link that is to hold the listen addresses; `None` leaves that to others.
+    pub address_on: Option<String>,
+    /// Whether those addresses stay when the agent ends.
+    pub keep_address: bool,
+    /// Whether queries to the listen addresses, and their answers, are exempt from connection tracking.
+    pub notrack: bool,
+    /// Whether firewalls are told to let packets in that are not tracked.
+    pub accept_untracked: bool,
+    /// ClusterIPs that are answered here as well, at [`DNS_PORT`].
+    pub intercept: Vec<IpAddr>,
     /// Whether queries to upstreams are exempt from connection tracking.
     pub upstream_notrack: bool,
     /// Marks of packets.
@@ -265,6 +275,8 @@ pub struct Network {
 /// Marks of packets, within the bits that are ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
+    /// Of queries to intercepted ClusterIPs.
+    pub intercept: u32,
     /// Of queries to upstreams.
     pub own: u32,
     /// The bits of a mark that are ours.
@@ -316,6 +328,9 @@ pub enum LogLevel {
     Debug,
     Trace,
 }
+
+/// RFC 1035 §4.2: where DNS servers listen.
+pub const DNS_PORT: u16 = 53;
 
 /// The address that the pods of a node ask (kubernetes.io, NodeLocal DNSCache).
 pub const LINK_LOCAL_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10)), 53);

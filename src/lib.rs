@@ -7,7 +7,7 @@
 //!
 //! [`serve`] takes packets, [`resolve`] decides what happens to a query, [`cache`] answers from memory,
 //! [`upstream`] asks servers, and [`wire`] reads and writes messages. [`zone`], [`config`], [`metrics`]
-//! and [`clock`] are leaves, [`node`] sets rules in the kernel, [`admin`] shows, [`app`] puts all of it together, and [`cli`] is the command line.
+//! and [`clock`] are leaves, [`node`] sets rules in the kernel, [`privileges`] gives up what is not needed, [`admin`] shows, [`app`] puts all of it together, and [`cli`] is the command line.
 //! Begin with [`resolve::Resolver::handle`]; ARCHITECTURE.md tells the rest.
 
 pub mod admin;
@@ -20,8 +20,11 @@ pub mod config;
 pub mod demo;
 pub mod metrics;
 pub mod node;
+pub mod privileges;
+pub mod readiness;
 pub mod resolve;
 pub mod serve;
+pub mod sys;
 pub mod upstream;
 pub mod wire;
 pub mod zone;

@@ -322,6 +322,9 @@ names! {
     facade gauge CONFIG_INFO = "nodens_config_info": "1, labelled with the hash of the configuration in use.";
     facade counter CONFIG_RELOADS = "nodens_config_reloads_total": "Times the configuration was read again, by result.";
     facade gauge CONFIG_LAST_RELOAD = "nodens_config_last_reload_success": "1 if the newest configuration is in use.";
+    facade counter SETUP_ERRORS = "nodens_setup_errors_total": "Failed tries to set up the node or a socket, by step.";
+    facade counter SETUP_REPAIRS = "nodens_setup_repairs_total": "Times that something of ours was gone from the node and was put back, by step.";
+    facade gauge INTERCEPTING = "nodens_intercepting": "1 while queries to the ClusterIPs of network.intercept are led to this agent.";
     own counter QUERIES = "nodens_queries_total": "Queries received; family 1 is IPv4, 2 is IPv6 (IANA address families).";
     own counter RESPONSES = "nodens_responses_total": "Answers sent, by zone, RCODE and where they came from.";
     own counter DROPPED_TOTAL = "nodens_dropped_total": "Packets and answers that were dropped, by cause.";

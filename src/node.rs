@@ -1,66 +1,433 @@
-//! What the agent asks of its node: rules in the kernel, which end with it.
+//! What the agent asks of its node: addresses, rules and routes in the kernel, without any program beside it.
+//!
+//! There is one way to all of it, [`Node::settle`]: look at what is there, add what is missing. It is gone at the start,
+//! when the kernel tells of a change, when the agent becomes able or unable to answer, and now and then in any case. So
+//! whatever goes comes back, and what fails is tried again.
 
+pub mod events;
+pub mod link;
 pub mod netfilter;
 mod netlink;
+pub mod route;
+mod rtnetlink;
+pub mod rules;
+pub mod sockets;
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use netfilter::{Bits, Chain, Hook, RAW, Refusal, Rule, Table};
+use metrics::{counter, gauge};
 
-use crate::config::{Config, Mark, Server};
+use crate::config::{Config, DNS_PORT, Network, Server};
+use crate::metrics::{INTERCEPTING, SETUP_REPAIRS};
+use crate::readiness::{Readiness, Step};
+use events::Events;
+use netfilter::{Bits, Ownership, Refusal, Table};
+use rules::{Wanted, chains};
 
-/// RFC 1035 §4.2: where the servers of `/etc/resolv.conf` are.
-const DNS: u16 = 53;
+/// The pause after a first failure; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Whoever mends the node does not want to wait for us.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A worker that hangs, or a table that anybody may delete, has no event: they are looked for this often.
+const LOOK: Duration = Duration::from_millis(500);
+/// So often everything is looked at though no event has told of a change.
+const LOOK_AT_ALL: Duration = Duration::from_secs(10);
+/// Between two answers to events: whoever takes our address away in a loop shall not have us do the same.
+const PACE: Duration = Duration::from_millis(50);
 
-/// Why the node cannot be what the configuration says, and what helps.
+/// Why the rules of a new configuration are not in force.
 #[derive(Debug, thiserror::Error)]
-#[error("network.upstream_notrack: {refusal}: {}", fix(.refusal))]
-pub struct NodeError {
-    /// Said with the rest, so that it is no source to be said once more.
-    refusal: Refusal,
+#[error("network.upstream_notrack: {0}")]
+pub struct NodeError(#[from] Refusal);
+
+/// Which queries the rules lead here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Phase {
+    /// Those to the listen addresses alone.
+    #[default]
+    Aside,
+    /// Those to the ClusterIPs as well.
+    Intercepting,
+    /// No longer, but what they were asked is still answered.
+    Leaving,
 }
 
-impl From<Refusal> for NodeError {
-    fn from(refusal: Refusal) -> Self {
-        Self { refusal }
-    }
-}
-
-fn fix(refusal: &Refusal) -> &'static str {
-    match refusal {
-        Refusal::Capability => {
-            "add NET_ADMIN to the capabilities in the container's securityContext (for systemd: \
-             AmbientCapabilities=CAP_NET_ADMIN), or set network.upstream_notrack to false"
-        }
-        _ => "set network.upstream_notrack to false",
-    }
-}
-
-/// Rules by which queries to upstreams and their answers go past connection tracking, for as long as this lives.
-#[derive(Debug)]
-pub struct Bypass {
+/// What is there, as far as we know.
+#[derive(Debug, Default)]
+struct State {
+    table: Option<Table>,
+    /// Of the rules that are in force, none before there were any.
+    in_force: Option<(Phase, BTreeSet<u16>)>,
+    phase: Phase,
+    /// The ports of servers that are dialled directly.
     ports: BTreeSet<u16>,
-    _table: Table,
+    /// All addresses were there once: what is missing later was taken away.
+    held: bool,
+    /// Queries were led here once.
+    led: bool,
+    /// What was said about links of others, so that it is said once.
+    said: BTreeSet<String>,
 }
 
-impl Bypass {
-    /// As the configuration wants it: `None` for none.
+/// The node, as far as the agent has a hand in it.
+#[derive(Debug)]
+pub struct Node {
+    network: Network,
+    listen: Vec<SocketAddr>,
+    readiness: Arc<Readiness>,
+    state: Mutex<State>,
+}
+
+impl Node {
+    /// Sets up what the configuration wants, and keeps it so from then on. What cannot be had yet is a reason why the
+    /// agent is not ready, and is tried again.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn start(config: &Config, readiness: &Arc<Readiness>) -> Arc<Self> {
+        let state = State { ports: ports(config), ..State::default() };
+        let node = Arc::new(Self {
+            network: config.network.clone(),
+            listen: config.listen.clone(),
+            readiness: Arc::clone(readiness),
+            state: Mutex::new(state),
+        });
+        if !node.is_wanted() {
+            return node;
+        }
+        if !node.network.intercept.is_empty() {
+            gauge!(INTERCEPTING).set(0.0);
+        }
+        // Before the first look, so that no change is missed.
+        let link = node.network.address_on.as_deref().unwrap_or(link::LOOPBACK);
+        let events = Events::open(link, &node.addresses())
+            .inspect_err(|error| tracing::warn!(%error, "changes on this node are noticed late"));
+        let done = node.settle(true);
+        tokio::spawn(Arc::clone(&node).keep(events.ok(), done));
+        node
+    }
+
+    /// Whether the configuration asks for anything here.
+    fn is_wanted(&self) -> bool {
+        self.network.address_on.is_some() || self.wants_rules()
+    }
+
+    fn wants_rules(&self) -> bool {
+        self.network.notrack || self.network.upstream_notrack || !self.network.intercept.is_empty()
+    }
+
+    /// Whether queries to ClusterIPs may be led here.
+    pub fn intercepts(&self) -> bool {
+        !self.network.intercept.is_empty()
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.listen.iter().map(SocketAddr::ip).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Settles for as long as the agent runs.
+    async fn keep(self: Arc<Self>, mut events: Option<Events>, mut done: bool) {
+        let mut changes = self.readiness.changes();
+        let mut looked_at_all = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let wait = if done { LOOK } else { pause };
+            pause = if done { FIRST_PAUSE } else { (2 * pause).min(LONGEST_PAUSE) };
+            let event = tokio::select! {
+                () = changed(&mut events) => true,
+                ended = changes.changed() => {
+                    if ended.is_err() {
+                        return;
+                    }
+                    false
+                }
+                () = tokio::time::sleep(wait) => false,
+            };
+            if self.readiness.is_draining() {
+                return; // the agent itself says what goes when
+            }
+            let all = event || !done || looked_at_all.elapsed() >= LOOK_AT_ALL;
+            if all {
+                looked_at_all = Instant::now();
+            }
+            done = self.settle(all);
+            if event {
+                tokio::time::sleep(PACE).await;
+            }
+        }
+    }
+
+    /// Brings the node to what is wanted. False if something is left to be done. Without `all`, only what changes
+    /// without an event is looked at.
+    fn settle(&self, all: bool) -> bool {
+        let mut state = self.state();
+        let held = !all || self.hold(&mut state);
+        let led = self.decide(&mut state, all);
+        let ruled = !self.wants_rules() || self.enforce(&mut state);
+        held && led && ruled
+    }
+
+    /// The listen addresses are on a link.
+    fn hold(&self, state: &mut State) -> bool {
+        let Some(on) = &self.network.address_on else { return true };
+        let held = match link::hold(on, &self.addresses()) {
+            Ok(held) => held,
+            Err(problem) => {
+                self.readiness.lacks(Step::Link, on, format!("network.address_on: {problem}"));
+                return false;
+            }
+        };
+        self.readiness.has(Step::Link, on);
+        for place in held.added.iter().chain(&held.adopted) {
+            self.readiness.has(Step::Address, &place.address.to_string());
+        }
+        for (address, problem) in &held.missing {
+            let why = format!("network.address_on: {address} is not there: {problem}");
+            self.readiness.lacks(Step::Address, &address.to_string(), why);
+        }
+        if held.changed() {
+            let added: Vec<String> =
+                held.added.iter().map(|place| format!("{} on {}", place.address, place.link)).collect();
+            if state.held {
+                let step = if held.created || held.raised { Step::Link } else { Step::Address };
+                repaired(step, &if added.is_empty() { on.clone() } else { added.join(", ") });
+            } else {
+                tracing::info!(?added, link_made = held.created, "holding the listen addresses");
+            }
+        }
+        state.held |= held.missing.is_empty();
+        held.missing.is_empty()
+    }
+
+    /// Whether queries to the ClusterIPs are led here now. False if they should be and cannot.
+    fn decide(&self, state: &mut State, all: bool) -> bool {
+        if self.network.intercept.is_empty() || state.phase == Phase::Leaving {
+            return true;
+        }
+        if !self.readiness.can_answer() {
+            state.phase = Phase::Aside;
+            let why = "queries to the ClusterIPs of network.intercept are not led here";
+            self.readiness.awaits(Step::Intercept, "", why);
+            return true;
+        }
+        if state.phase == Phase::Intercepting && !all {
+            return true;
+        }
+        let leads = self.may_intercept(state) && self.lead(state);
+        state.phase = if leads { Phase::Intercepting } else { Phase::Aside };
+        leads
+    }
+
+    /// Whether the kernel takes the rules away if we cannot, and nobody holds the ClusterIPs.
+    fn may_intercept(&self, state: &mut State) -> bool {
+        let refuse = |why: String| {
+            self.readiness.lacks(Step::Intercept, "", format!("network.intercept: {why}"));
+            false
+        };
+        if state.table.as_ref().is_some_and(|table| table.ownership() != Ownership::Kernel) {
+            return refuse(
+                "rules would outlive this process, which only Linux 5.12 and later prevent".to_owned(),
+            );
+        }
+        let holders = match link::holders() {
+            Ok(holders) => holders,
+            Err(problem) => return refuse(problem.to_string()),
+        };
+        for holder in holders.iter().filter(|holder| self.network.intercept.contains(&holder.address)) {
+            let (address, link) = (holder.address, &holder.link);
+            if link == link::IPVS {
+                return refuse(format!(
+                    "{address} is held by the link {link} (kube-proxy in IPVS mode), so that queries would not come \
+                     back to the cluster's DNS if this process ended: leave it out, and set clusterDNS of kubelet's \
+                     configuration to an address of `listen`"
+                ));
+            }
+            if state.said.insert(format!("{address} {link}")) {
+                tracing::warn!(
+                    "{address} is held by the link {link}: while it is, nobody answers there when this process ends: \
+                     `ip address del {address} dev {link}`"
+                );
+            }
+        }
+        true
+    }
+
+    /// Marked packets are routed here.
+    fn lead(&self, state: &mut State) -> bool {
+        match route::lead_here(&self.network.intercept, self.mark()) {
+            Ok(changed) => {
+                self.readiness.has(Step::Route, "");
+                if !changed.is_empty() && state.led {
+                    repaired(Step::Route, &format!("{changed:?}"));
+                }
+                state.led = true;
+                true
+            }
+            Err(problem) => {
+                self.readiness.lacks(Step::Route, "", format!("network.intercept: {problem}"));
+                false
+            }
+        }
+    }
+
+    fn mark(&self) -> Bits {
+        Bits { value: self.network.mark.intercept, mask: self.network.mark.mask }
+    }
+
+    /// The rules are in force.
+    fn enforce(&self, state: &mut State) -> bool {
+        let had = state.in_force.is_some();
+        match self.try_enforce(state) {
+            Ok(gone) => {
+                self.readiness.has(Step::Rules, "");
+                if gone && had {
+                    repaired(Step::Rules, state.table.as_ref().map_or("", Table::name));
+                }
+            }
+            Err(refusal) => {
+                self.readiness.lacks(Step::Rules, "", format!("{}: {refusal}", self.settings()));
+                return false;
+            }
+        }
+        let intercepting = state.phase == Phase::Intercepting;
+        if intercepting {
+            self.readiness.has(Step::Intercept, "");
+        }
+        if !self.network.intercept.is_empty() {
+            gauge!(INTERCEPTING).set(if intercepting { 1.0 } else { 0.0 });
+        }
+        true
+    }
+
+    /// Returns whether rules that should be there were gone.
+    fn try_enforce(&self, state: &mut State) -> Result<bool, Refusal> {
+        let State { table, in_force, phase, ports, .. } = state;
+        let table = match table {
+            Some(table) => table,
+            None => table.insert(open_table()?),
+        };
+        let gone = in_force.is_some() && !table.is_there()?;
+        let wanted = (*phase, ports.clone());
+        if gone || in_force.as_ref() != Some(&wanted) {
+            let before = in_force.as_ref().map(|(phase, _)| *phase);
+            table.replace(&self.chains(&wanted.0, &wanted.1))?;
+            tracing::info!(table = table.name(), now = ?wanted.0, ?before, "rules are in force");
+            *in_force = Some(wanted);
+        }
+        Ok(gone)
+    }
+
+    fn chains(&self, phase: &Phase, ports: &BTreeSet<u16>) -> Vec<netfilter::Chain> {
+        let network = &self.network;
+        let at_dns = |&ip: &IpAddr| SocketAddr::new(ip, DNS_PORT);
+        let cluster_ips: Vec<SocketAddr> = network.intercept.iter().map(at_dns).collect();
+        let (none, no_ports) = (&[][..], BTreeSet::new());
+        chains(&Wanted {
+            notrack: if network.notrack { &self.listen } else { none },
+            intercept: if *phase == Phase::Intercepting { &cluster_ips } else { none },
+            leaving: if *phase == Phase::Leaving { &cluster_ips } else { none },
+            upstream_ports: if network.upstream_notrack { ports } else { &no_ports },
+            never_upstream: &network.intercept,
+            mark: network.mark,
+        })
+    }
+
+    /// The settings that need rules.
+    fn settings(&self) -> String {
+        let network = &self.network;
+        let all = [
+            ("network.notrack", network.notrack),
+            ("network.intercept", !network.intercept.is_empty()),
+            ("network.upstream_notrack", network.upstream_notrack),
+        ];
+        let wanted: Vec<&str> = all.into_iter().filter(|(_, wanted)| *wanted).map(|(key, _)| key).collect();
+        wanted.join(", ")
+    }
+
+    /// Follows the servers of a new configuration, whose `network` is the same.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub fn of(config: &Config) -> Result<Option<Self>, NodeError> {
-        if !config.network.upstream_notrack {
-            return Ok(None);
+    /// When the kernel does not take its rules; the old ones stay.
+    pub fn ask(&self, config: &Config) -> Result<(), NodeError> {
+        let mut state = self.state();
+        let before = std::mem::replace(&mut state.ports, ports(config));
+        if !self.network.upstream_notrack || state.ports == before {
+            return Ok(());
         }
-        let ports = ports(config);
-        let table = Table::install(&chains(&ports, config.network.mark))?;
-        tracing::info!(table = table.name(), ?ports, "queries to upstreams go past connection tracking");
-        Ok(Some(Self { ports, _table: table }))
+        if let Err(refusal) = self.try_enforce(&mut state) {
+            state.ports = before;
+            return Err(refusal.into());
+        }
+        Ok(())
     }
 
-    /// Whether another configuration has servers at the same ports. All else is fixed while the agent runs.
-    pub fn fits(&self, config: &Config) -> bool {
-        self.ports == ports(config)
+    /// Leads no more queries here; the answers to those that came still get out as they are. The agent is draining.
+    pub fn withdraw(&self) {
+        let mut state = self.state();
+        if state.phase == Phase::Intercepting {
+            state.phase = Phase::Leaving;
+            self.enforce(&mut state);
+        }
+    }
+
+    /// Leaves the node as it should be left, after the last socket has closed. What others listen at stays theirs.
+    pub fn leave(&self) {
+        let mut state = self.state();
+        if let Some(Err(error)) = state.table.as_mut().map(Table::remove) {
+            tracing::warn!(%error, "rules stay behind");
+        }
+        let network = &self.network;
+        let alone = |ip: &IpAddr, port| !sockets::others_listen(SocketAddr::new(*ip, port));
+        let free: Vec<IpAddr> = network.intercept.iter().copied().filter(|ip| alone(ip, DNS_PORT)).collect();
+        if !free.is_empty()
+            && let Err(error) = route::let_go(&free, self.mark())
+        {
+            tracing::warn!(%error, "routes stay behind, which lead nobody anywhere");
+        }
+        if let Some(on) = network.address_on.as_ref().filter(|_| !network.keep_address) {
+            let free = self.listen.iter().filter(|at| alone(&at.ip(), at.port())).map(SocketAddr::ip);
+            match link::release(on, &free.collect::<Vec<_>>()) {
+                Ok(released) => tracing::info!(?released, "the listen addresses are taken away"),
+                Err(error) => tracing::warn!(%error, "the listen addresses stay behind"),
+            }
+        }
+    }
+}
+
+/// A table, and none that an agent before us has left behind.
+fn open_table() -> Result<Table, Refusal> {
+    let table = Table::open()?;
+    if table.ownership() == Ownership::Ourselves {
+        tracing::warn!("this kernel (before Linux 5.12) leaves our rules behind if the process is killed");
+        let removed = netfilter::remove_orphans()?;
+        tracing::info!(?removed, "rules that were left behind are gone");
+    }
+    Ok(table)
+}
+
+/// Something of ours was gone and is there again.
+fn repaired(step: Step, what: &str) {
+    counter!(SETUP_REPAIRS, "step" => step.label()).increment(1);
+    tracing::warn!(step = step.label(), "put back what somebody has taken away: {what}");
+}
+
+/// Returns when something has changed; without events, never.
+async fn changed(events: &mut Option<Events>) {
+    match events {
+        Some(open) => {
+            if let Err(error) = open.next().await {
+                tracing::warn!(%error, "changes on this node are noticed late");
+                *events = None;
+            }
+        }
+        None => std::future::pending().await,
     }
 }
 
@@ -69,37 +436,9 @@ fn ports(config: &Config) -> BTreeSet<u16> {
     let servers = config.zones.iter().flat_map(|zone| &zone.upstream.servers);
     let port = |server: &Server| match server {
         Server::Named(_, _, port) => *port,
-        server => server.addr().map_or(DNS, |addr| addr.port()),
+        server => server.addr().map_or(DNS_PORT, |addr| addr.port()),
     };
     servers.map(port).collect()
-}
-
-/// What the agent's own sockets send to these ports, by the packet's mark, and what comes for them from there, by
-/// the socket's: a packet that comes has no mark yet. The ports come first in that direction, because looking for a
-/// socket costs more. Marks of others that use the same bits by accident concern no other port.
-fn chains(ports: &BTreeSet<u16>, Mark { own, mask }: Mark) -> [Chain; 2] {
-    let bits = Bits { value: own, mask };
-    let protocols = [libc::IPPROTO_TCP, libc::IPPROTO_UDP];
-    let each = |rule: &dyn Fn(Rule, u16) -> Rule| {
-        let rules = ports.iter().flat_map(|&port| {
-            protocols.map(|protocol| rule(Rule::default().protocol(protocol as u8), port).notrack())
-        });
-        rules.collect()
-    };
-    [
-        Chain {
-            name: "output",
-            hook: Hook::Output,
-            priority: RAW,
-            rules: each(&|rule, port| rule.destination_port(port).mark(bits)),
-        },
-        Chain {
-            name: "prerouting",
-            hook: Hook::Prerouting,
-            priority: RAW,
-            rules: each(&|rule, port| rule.source_port(port).socket_mark(bits)),
-        },
-    ]
 }
 
 #[cfg(test)]
@@ -124,8 +463,13 @@ mod tests {
         assert_eq!(ports(&Config::default()).into_iter().collect::<Vec<_>>(), [53], "of the system");
     }
 
-    #[test]
-    fn nothing_is_asked_of_the_kernel_unless_it_is_wanted() {
-        assert!(Bypass::of(&Config::default()).unwrap().is_none());
+    #[tokio::test]
+    async fn nothing_is_asked_of_the_kernel_unless_it_is_wanted() {
+        let readiness = Arc::new(Readiness::new());
+        readiness.latch();
+        let node = Node::start(&Config::default(), &readiness).await;
+        assert!(!node.intercepts() && readiness.reasons().is_empty());
+        assert!(node.state().table.is_none());
+        node.leave();
     }
 }

@@ -2,23 +2,21 @@
 
 mod clients;
 pub mod socket;
-pub mod sys;
 pub mod tcp;
 pub mod udp;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use crate::config::AllowFrom;
+use socket::Place;
 
-/// Whether `peer` may ask at the address `listen`. By default everybody may where only this
-/// node's pods can reach it, and private addresses may elsewhere.
-pub fn is_allowed(rule: &AllowFrom, listen: IpAddr, peer: IpAddr) -> bool {
+/// Whether `peer` may ask at this place. By default everybody may where only this node's pods can reach it and at
+/// ClusterIPs, which the cluster's own rules keep from strangers, and private addresses may elsewhere.
+pub fn is_allowed(rule: &AllowFrom, place: Place, peer: IpAddr) -> bool {
     let peer = peer.to_canonical();
     match rule {
         AllowFrom::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&peer)),
-        AllowFrom::Auto => is_node_local(listen) || is_private(peer),
+        AllowFrom::Auto => place.intercepted || is_node_local(place.addr.ip()) || is_private(peer),
     }
 }
 
@@ -40,45 +38,15 @@ fn is_private(peer: IpAddr) -> bool {
     }
 }
 
-/// A thread's sign of life.
-#[derive(Debug)]
-pub struct Pulse {
-    started: Instant,
-    beat_ms: AtomicU64,
-}
-
-impl Pulse {
-    /// Beats for the first time now.
-    pub fn new() -> Self {
-        Self { started: Instant::now(), beat_ms: AtomicU64::new(0) }
-    }
-
-    /// Beats.
-    pub fn beat(&self, now: Instant) {
-        let since = now.saturating_duration_since(self.started);
-        self.beat_ms.store(since.as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// Time since the last beat.
-    pub fn silence(&self) -> Duration {
-        let beat = Duration::from_millis(self.beat_ms.load(Ordering::Relaxed));
-        self.started.elapsed().saturating_sub(beat)
-    }
-}
-
-impl Default for Pulse {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
 
     #[test]
     fn by_default_strangers_get_answers_only_where_pods_alone_can_ask() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let at = |text: &str| Place { addr: SocketAddr::new(ip(text), 53), intercepted: false };
         for (listen, peer, allowed) in [
             ("169.254.20.10", "203.0.113.9", true),
             ("127.0.0.1", "203.0.113.9", true),
@@ -91,11 +59,14 @@ mod tests {
             ("2001:db8::53", "2001:db8::1", false),
             ("2001:db8::53", "fd12::1", true),
         ] {
-            assert_eq!(is_allowed(&AllowFrom::Auto, ip(listen), ip(peer)), allowed, "{peer} at {listen}");
+            assert_eq!(is_allowed(&AllowFrom::Auto, at(listen), ip(peer)), allowed, "{peer} at {listen}");
         }
+        let cluster_ip = Place { intercepted: true, ..at("203.0.113.10") };
+        assert!(is_allowed(&AllowFrom::Auto, cluster_ip, ip("2001:db8::1")));
         let only = AllowFrom::Prefixes(vec!["10.244.0.0/16".parse().unwrap()]);
-        assert!(is_allowed(&only, ip("127.0.0.1"), ip("10.244.3.4")));
-        assert!(is_allowed(&only, ip("::1"), ip("::ffff:10.244.3.4")));
-        assert!(!is_allowed(&only, ip("127.0.0.1"), ip("127.0.0.1")));
+        assert!(is_allowed(&only, at("127.0.0.1"), ip("10.244.3.4")));
+        assert!(is_allowed(&only, at("::1"), ip("::ffff:10.244.3.4")));
+        assert!(!is_allowed(&only, at("127.0.0.1"), ip("127.0.0.1")));
+        assert!(!is_allowed(&only, cluster_ip, ip("127.0.0.1")));
     }
 }

@@ -8,17 +8,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those that it may know beside itself; `None` for those that may know all.
-const MAY_IMPORT: [(&str, Option<&[&str]>); 15] = [
+const MAY_IMPORT: [(&str, Option<&[&str]>); 18] = [
     ("wire", Some(&[])),
     ("config", Some(&[])),
     ("clock", Some(&[])),
+    ("sys", Some(&[])),
+    ("readiness", Some(&["metrics"])),
     ("metrics", Some(&["wire"])),
     ("zone", Some(&["wire"])),
     ("cache", Some(&["wire", "zone", "config", "metrics"])),
     ("upstream", Some(&["clock", "wire", "zone", "config", "metrics"])),
     ("resolve", Some(&["clock", "cache", "upstream", "wire", "zone", "config", "metrics"])),
-    ("serve", Some(&["resolve", "cache", "upstream", "wire", "zone", "config", "metrics"])),
-    ("node", Some(&["config"])),
+    (
+        "serve",
+        Some(&["sys", "readiness", "resolve", "cache", "upstream", "wire", "zone", "config", "metrics"]),
+    ),
+    ("node", Some(&["config", "metrics", "readiness", "sys"])),
+    ("privileges", Some(&["config"])),
     ("demo", Some(&[])),
     ("admin", None),
     ("app", None),
@@ -27,7 +33,7 @@ const MAY_IMPORT: [(&str, Option<&[&str]>); 15] = [
 ];
 
 /// The one file whose system calls no crate offers.
-const UNSAFE_IN: &str = "serve/sys.rs";
+const UNSAFE_IN: &str = "sys.rs";
 
 struct Source {
     /// Its path below `src/`.

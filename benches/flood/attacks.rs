@@ -236,7 +236,7 @@ fn hits<'a>() -> Make<'a> {
 
 /// Hits by UDP, and some by TCP, while each kind does its worst.
 pub(crate) fn clients(setting: &Setting<'_>, title: &str) -> Result<Report> {
-    nodens::serve::sys::raise_open_files().context("limit of open files")?;
+    nodens::sys::raise_open_files().context("limit of open files")?;
     let upstream = Upstream::start(3600)?;
     let group = limited()?;
     let mut agent = start(&upstream, ALLOWED, &group, setting)?;

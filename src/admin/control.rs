@@ -19,10 +19,11 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::trace::trace;
-use super::{Readiness, upstreams};
+use super::upstreams;
 use crate::cache::entry::Entry;
 use crate::cache::is_under;
 use crate::metrics::Source;
+use crate::readiness::Readiness;
 use crate::resolve::Resolver;
 use crate::resolve::local::{self, plain};
 use crate::wire::key::Key;

@@ -44,6 +44,10 @@ pub(super) fn demo(options: &Options) -> anyhow::Result<()> {
         };
         let prometheus = app::install_metrics()?;
         let agent = Agent::start(config, None, "demo", prometheus).await?;
+        // Nobody who tries it out wants to wait for a port.
+        if let Some(why) = agent.waits_for_a_port() {
+            anyhow::bail!(why);
+        }
         println!(
             "nodens answers at {} (UDP and TCP), before a cluster DNS of its own at {}.",
             options.listen, cluster.addr

@@ -1,6 +1,8 @@
 //! `nodens run`: the agent in the foreground.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,7 +13,7 @@ use super::BAD_CONFIG;
 use crate::app::{self, Agent, TICK};
 use crate::config::file::{self, Loaded};
 use crate::config::{Config, Log, LogFormat, LogLevel};
-use crate::serve::sys;
+use crate::{privileges, sys};
 
 pub(super) fn run(path: Option<PathBuf>) -> ExitCode {
     let loaded = match &path {
@@ -26,26 +28,44 @@ pub(super) fn run(path: Option<PathBuf>) -> ExitCode {
         }
     };
     start_log(&config.log);
-    if let Err(error) = sys::raise_open_files() {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-    let result = runtime().and_then(|runtime| {
-        let result = runtime.block_on(async {
-            let prometheus = app::install_metrics()?;
-            let agent = Agent::start(config, path, &hash, prometheus).await?;
-            until_stopped(agent).await
-        });
-        // Dropping it would wait, without a bound, for a worker that hangs: see Agent::stop.
-        runtime.shutdown_background();
-        result
-    });
-    match result {
+    // While this is the only thread.
+    let result = privileges::restrict(&config).map_err(anyhow::Error::from);
+    match result.and_then(|()| serve(config, path, &hash)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             eprintln!("nodens: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn serve(config: Config, path: Option<PathBuf>, hash: &str) -> anyhow::Result<()> {
+    if let Some(path) = &path {
+        warn_of_a_blind_reload(path);
+    }
+    if let Err(error) = sys::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let prometheus = app::install_metrics()?;
+        let agent = Agent::start(config, path, hash, prometheus).await?;
+        until_stopped(agent).await
+    });
+    // Dropping it would wait, without a bound, for a worker that hangs: see Agent::stop.
+    runtime.shutdown_background();
+    result
+}
+
+/// The file was read before capabilities were given up, by which root reads what belongs to others.
+fn warn_of_a_blind_reload(path: &Path) {
+    // Whatever it is, this must not wait: a pipe would, whose writer has gone.
+    if let Err(error) = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
+        tracing::warn!(
+            path = %path.display(), %error,
+            "the configuration cannot be read again for a reload: let this user read it (CAP_DAC_OVERRIDE is given up)"
+        );
     }
 }
 

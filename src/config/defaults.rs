@@ -144,7 +144,15 @@ impl Default for Hedge {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { upstream_notrack: false, mark: Mark { own: 0x36, mask: 0xff } }
+        Self {
+            address_on: None,
+            keep_address: true,
+            notrack: false,
+            accept_untracked: false,
+            intercept: Vec::new(),
+            upstream_notrack: false,
+            mark: Mark { intercept: 0x35, own: 0x36, mask: 0xff },
+        }
     }
 }
 

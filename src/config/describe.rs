@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::{
-    AllowFrom, Config, Hedge, LogFormat, LogLevel, Mark, Policy, Reload, Scheme, Server, ServerPolicy,
-    StaleMode, Zone,
+    AllowFrom, Config, Hedge, LogFormat, LogLevel, Mark, Network, Policy, Reload, Scheme, Server,
+    ServerPolicy, StaleMode, Zone,
 };
 
 /// What `config` means: a line for each thing that it decides, for people to read.
@@ -51,13 +51,7 @@ fn write_all(config: &Config, out: &mut String) -> fmt::Result {
             spoken(config.hosts.ttl),
         )?;
     }
-    if config.network.upstream_notrack {
-        let Mark { own, mask } = config.network.mark;
-        writeln!(
-            out,
-            "exempts queries to upstreams from connection tracking, by the mark {own:#x}/{mask:#x}"
-        )?;
-    }
+    network(&config.network, out)?;
     let limits = &config.limits;
     writeln!(
         out,
@@ -235,6 +229,34 @@ fn spoken(duration: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(duration)
 }
 
+fn network(network: &Network, out: &mut String) -> fmt::Result {
+    let Mark { intercept, own, mask } = network.mark;
+    if let Some(link) = &network.address_on {
+        let end = if network.keep_address { "leaves them there" } else { "takes them away" };
+        writeln!(out, "holds its addresses on the link {link}, and {end} at the end")?;
+    }
+    if network.notrack {
+        writeln!(out, "exempts its clients' queries and their answers from connection tracking")?;
+    }
+    if !network.intercept.is_empty() {
+        let addresses = list(&network.intercept);
+        writeln!(
+            out,
+            "answers for the ClusterIPs {addresses} while it can, by the mark {intercept:#x}/{mask:#x}"
+        )?;
+    }
+    if network.accept_untracked {
+        writeln!(out, "has firewalls let in queries that are not tracked")?;
+    }
+    if network.upstream_notrack {
+        writeln!(
+            out,
+            "exempts queries to upstreams from connection tracking, by the mark {own:#x}/{mask:#x}"
+        )?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::file::parse;
@@ -279,7 +301,14 @@ zones:
     upstream: { servers: ["tls://9.9.9.9#dns.quad9.net"], ca: /etc/ca.pem, hedge: off }
   - match: [svc]
     upstream: { servers: ["tcp://dns.svc"], bootstrap: ["udp://10.96.0.10"], hedge: { budget: 2% } }
-network: { upstream_notrack: true, mark: { own: 0x3600, mask: 0xff00 } }
+network:
+  address_on: nodelocaldns
+  keep_address: false
+  notrack: true
+  accept_untracked: true
+  intercept: [10.96.0.10, "fd00:96::a"]
+  upstream_notrack: true
+  mark: { intercept: 0x3500, own: 0x3600, mask: 0xff00 }
 hosts: { records: { "10.0.0.7": [a.internal, b.internal] } }
 log: { format: text, level: debug }
 "#;
@@ -299,6 +328,10 @@ log: { format: text, level: debug }
              16 queries, never a second query for a late answer, certificates by the authorities in /etc/ca.pem",
             "zone svc.: asks tcp://dns.svc.:53, within 4s, names resolved by udp://10.96.0.10:53, over 1 to 16 \
              connections each with up to 16 queries, a second query for up to 2% of them (128 in a burst)",
+            "holds its addresses on the link nodelocaldns, and takes them away at the end",
+            "exempts its clients' queries and their answers from connection tracking",
+            "answers for the ClusterIPs 10.96.0.10, fd00:96::a while it can, by the mark 0x3500/0xff00",
+            "has firewalls let in queries that are not tracked",
             "exempts queries to upstreams from connection tracking, by the mark 0x3600/0xff00",
             "names in no zone are refused",
             "answers 2 names of 1 static address itself, TTL 30s",

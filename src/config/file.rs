@@ -5,6 +5,7 @@
 //! beside the keys that they bound.
 
 mod build;
+mod network;
 mod problem;
 mod raw;
 mod reader;

@@ -2,26 +2,40 @@
 //!
 //! Whatever stands in a header is in the machine's byte order; what an attribute holds is up to its kind.
 
+mod attributes;
+
 use std::io::{self, ErrorKind, Read};
+use std::iter;
 
 use socket2::{Domain, Protocol, Type};
+
+pub(super) use attributes::{Attributes, text};
 
 /// netlink(7): headers, messages and attributes begin at multiples of this.
 const ALIGNMENT: usize = 4;
 /// Of a message's header: length, type, flags, sequence number, port.
 const HEADER: usize = 16;
-/// Room for what the kernel says at once: an error repeats the message that it is about.
-const REPLIES: usize = 16 << 10;
+/// Room for what the kernel says at once: it writes up to 32 KiB of a list (net/netlink/af_netlink.c, `netlink_dump`),
+/// and an error repeats the message that it is about.
+const DATAGRAM: usize = 64 << 10;
+/// Datagrams that may lie unread from before: a socket's receive buffer holds no more (208 KiB, 768 bytes each at least).
+const FORGOTTEN: usize = 512;
 
 /// Messages that go out together.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Packet {
     bytes: Vec<u8>,
 }
 
 impl Packet {
-    /// One message; `fill` writes what stands behind its header.
-    pub(super) fn message(&mut self, kind: u16, flags: u16, sequence: u32, fill: impl FnOnce(&mut Self)) {
+    /// One message; `fill` writes what stands behind its header. It begins where the number says.
+    pub(super) fn message(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        sequence: u32,
+        fill: impl FnOnce(&mut Self),
+    ) -> usize {
         let start = self.bytes.len();
         self.raw(&[0; 4]);
         self.raw(&kind.to_ne_bytes());
@@ -31,6 +45,14 @@ impl Packet {
         fill(self);
         let length = (self.bytes.len() - start) as u32;
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+        start
+    }
+
+    /// Has the kernel say what became of the message that begins there, and not only if it is refused.
+    pub(super) fn acknowledge(&mut self, start: usize) {
+        let flags = &mut self.bytes[start + 6..start + 8];
+        let with = u16::from_ne_bytes([flags[0], flags[1]]) | libc::NLM_F_ACK as u16;
+        flags.copy_from_slice(&with.to_ne_bytes());
     }
 
     /// Bytes as they are: a family's own header.
@@ -41,6 +63,11 @@ impl Packet {
     /// What another packet has, attributes that were written before their place was known.
     pub(super) fn append(&mut self, other: &Self) {
         self.raw(&other.bytes);
+    }
+
+    /// All of it.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// An attribute with this value.
@@ -81,6 +108,19 @@ pub(super) struct Reply {
     pub(super) port: u32,
     /// Why it was refused.
     pub(super) error: Option<io::Error>,
+    /// What stands behind the header: of an answer, its family's own header and attributes.
+    pub(super) body: Vec<u8>,
+}
+
+/// How a list was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Listed {
+    /// To its end.
+    Whole,
+    /// It changed meanwhile, so that parts may be missing or twice (`NLM_F_DUMP_INTR`).
+    Changed,
+    /// It was longer than the bound.
+    Cut,
 }
 
 /// A socket to one family of the kernel. No program that this process starts gets a copy of it.
@@ -104,13 +144,78 @@ impl Socket {
     /// # Errors
     /// The system's own. What the kernel refuses is no error here.
     pub(super) fn ask(&self, packet: &Packet) -> io::Result<Vec<Reply>> {
-        self.0.send(&packet.bytes)?;
+        let mut space = vec![0; DATAGRAM];
+        self.forget(&mut space);
+        self.0.send(packet.bytes())?;
         let mut replies = Vec::new();
-        let mut space = vec![0; REPLIES];
+        while let Some(length) = self.receive(&mut space)? {
+            replies.extend(messages(&space[..length]).filter_map(|message| {
+                let error = message.error()?;
+                Some(Reply {
+                    sequence: message.sequence,
+                    port: message.port,
+                    error,
+                    body: message.body.to_vec(),
+                })
+            }));
+        }
+        Ok(replies)
+    }
+
+    /// Sends a message that asks for a list (`NLM_F_DUMP`), and hands every entry to `each`: what stands behind the
+    /// header. No more than `bound` entries are read.
+    ///
+    /// # Errors
+    /// The system's own, and the kernel's refusal.
+    pub(super) fn list(
+        &self,
+        packet: &Packet,
+        bound: usize,
+        each: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<Listed> {
+        let mut space = vec![0; DATAGRAM];
+        self.forget(&mut space);
+        self.0.send(packet.bytes())?;
+        let (mut read, mut listed) = (0, Listed::Whole);
+        // The kernel writes the next part while the one before it is read, so there is always one until the end.
+        while let Some(length) = self.receive(&mut space)? {
+            for message in messages(&space[..length]) {
+                if message.flags & libc::NLM_F_DUMP_INTR as u16 != 0 {
+                    listed = Listed::Changed;
+                }
+                if message.kind == libc::NLMSG_DONE as u16 {
+                    return Ok(listed);
+                }
+                match message.error() {
+                    Some(Some(error)) => return Err(error),
+                    Some(None) if message.kind != libc::NLMSG_ERROR as u16 => each(message.body),
+                    _ => {}
+                }
+                read += 1;
+                if read >= bound {
+                    return Ok(Listed::Cut);
+                }
+            }
+        }
+        Err(io::Error::other("a list of the kernel has no end"))
+    }
+
+    /// Reads what was never asked for any more: the rest of a list, or the answers behind an overrun.
+    fn forget(&self, space: &mut [u8]) {
+        for _ in 0..FORGOTTEN {
+            if matches!(self.receive(space), Ok(None)) {
+                return;
+            }
+        }
+    }
+
+    /// The length of the next datagram; `None` when there is none.
+    fn receive(&self, space: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
-            match (&self.0).read(&mut space) {
-                Ok(length) => read_replies(&space[..length], &mut replies),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(replies),
+            match (&self.0).read(space) {
+                Ok(0) => return Ok(None),
+                Ok(length) => return Ok(Some(length)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -118,21 +223,41 @@ impl Socket {
     }
 }
 
-/// Reads the messages of one datagram, as far as they are whole.
-fn read_replies(mut rest: &[u8], replies: &mut Vec<Reply>) {
-    while let Some((header, body)) = rest.split_first_chunk::<HEADER>() {
+/// One message of a datagram.
+#[derive(Debug, Clone, Copy)]
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    port: u32,
+    body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// What a status message says, `Some(None)` for "done" and for messages that are no status; `None` when it is
+    /// broken. An acknowledgement is the error 0; the others are negative.
+    fn error(&self) -> Option<Option<io::Error>> {
+        if self.kind != libc::NLMSG_ERROR as u16 {
+            return Some(None);
+        }
+        let code = i32::from_ne_bytes(*self.body.first_chunk()?);
+        Some((code != 0).then(|| io::Error::from_raw_os_error(code.saturating_neg())))
+    }
+}
+
+/// The messages of one datagram, as far as they are whole.
+fn messages(mut rest: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    iter::from_fn(move || {
+        let (header, _) = rest.split_first_chunk::<HEADER>()?;
         let word =
             |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-        let mut error = None;
-        if u16::from_ne_bytes([header[4], header[5]]) == libc::NLMSG_ERROR as u16 {
-            let Some(code) = body.first_chunk().map(|code| i32::from_ne_bytes(*code)) else { return };
-            // An acknowledgement is the error 0; the others are negative.
-            error = (code != 0).then(|| io::Error::from_raw_os_error(code.saturating_neg()));
-        }
-        replies.push(Reply { sequence: word(8), port: word(12), error });
-        let length = (word(0) as usize).max(HEADER).next_multiple_of(ALIGNMENT);
-        rest = rest.get(length..).unwrap_or_default();
-    }
+        let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+        let body = rest.get(HEADER..word(0) as usize)?;
+        let message = Message { kind: half(4), flags: half(6), sequence: word(8), port: word(12), body };
+        let next = (word(0) as usize).checked_next_multiple_of(ALIGNMENT)?;
+        rest = rest.get(next..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 #[cfg(test)]
@@ -172,17 +297,19 @@ mod tests {
     fn every_reply_of_a_datagram_is_read_and_a_broken_end_harms_none() {
         let datagram = [status(1, 0), status(2, -libc::EPERM), status(3, 0)].concat();
         for cut in [datagram.len(), datagram.len() - 1, 40, 39, 21, 17, 16, 3, 0] {
-            let mut replies = Vec::new();
-            read_replies(&datagram[..cut], &mut replies);
-            let read: Vec<u32> = replies.iter().map(|reply| reply.sequence).collect();
-            assert_eq!(read, [1, 2, 3][..cut / 20], "{cut} bytes");
-            if let Some(second) = replies.get(1) {
-                assert_eq!(second.error.as_ref().unwrap().kind(), ErrorKind::PermissionDenied);
+            let read: Vec<_> = messages(&datagram[..cut]).collect();
+            let numbers: Vec<u32> = read.iter().map(|message| message.sequence).collect();
+            assert_eq!(numbers, [1, 2, 3][..cut / 20], "{cut} bytes");
+            if let Some(second) = read.get(1) {
+                assert_eq!(second.error().unwrap().unwrap().kind(), ErrorKind::PermissionDenied);
             }
         }
-        // A length of nothing must not be read for ever.
-        let mut replies = Vec::new();
-        read_replies(&[0; 64], &mut replies);
-        assert_eq!(replies.len(), 4);
+        // A length of nothing must not be read for ever, nor one of everything.
+        assert_eq!(messages(&[0; 64]).count(), 0);
+        assert_eq!(messages(&[0xff; 64]).count(), 0);
+        // A status without its code.
+        let mut short = Packet::default();
+        short.message(libc::NLMSG_ERROR as u16, 0, 1, |packet| packet.raw(&[0; 2]));
+        assert!(messages(&short.bytes).all(|message| message.error().is_none()));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::sys;
+use crate::sys;
 
 /// A worker looks at its stop flag at least this often.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -19,47 +19,69 @@ const CLIENT_BUFFER: usize = 16 << 10;
 /// TCP clients that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// The sockets of one listen address.
+/// Where queries are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Address and port; port 0 lets the system choose.
+    pub addr: SocketAddr,
+    /// Whether no link of this machine holds the address: packets are led here by rules (ip(7), IP_TRANSPARENT,
+    /// which needs CAP_NET_ADMIN).
+    pub intercepted: bool,
+}
+
+/// The sockets of one place.
 pub struct Listeners {
     /// One for each worker.
     pub udp: Vec<UdpSocket>,
     /// For the runtime, not blocking.
     pub tcp: TcpListener,
-    /// The address, with the port that the system chose if it was 0.
-    pub addr: SocketAddr,
+    /// The place, with the port that the system chose if it was 0.
+    pub place: Place,
 }
 
-/// Opens the sockets of `addr`: a UDP socket for each of `workers`, and TCP on the same port.
+/// Opens the sockets of a place: a UDP socket for each of `workers`, and TCP on the same port.
 ///
 /// # Errors
 /// The system's own, with the address.
-pub fn open(addr: SocketAddr, workers: usize) -> io::Result<Listeners> {
+pub fn open(place: Place, workers: usize) -> io::Result<Listeners> {
+    let addr = place.addr;
     let explain = |error: io::Error, what: &str| {
-        io::Error::new(error.kind(), format!("cannot listen on {addr} ({what}): {error}"))
+        io::Error::new(error.kind(), format!("cannot listen on {addr} ({what}): {error}{}", hint(&error)))
     };
-    let first = udp(addr).map_err(|error| explain(error, "UDP"))?;
-    let addr = first.local_addr()?;
+    let first = udp(place).map_err(|error| explain(error, "UDP"))?;
+    let place = Place { addr: first.local_addr()?, ..place };
     let mut group = vec![first];
     for _ in 1..workers {
-        group.push(udp(addr).map_err(|error| explain(error, "UDP"))?);
+        group.push(udp(place).map_err(|error| explain(error, "UDP"))?);
     }
     if workers > 1 {
         sys::spread(&group[0], workers as u32).map_err(|error| explain(error, "spreading over workers"))?;
     }
-    let tcp = tcp(addr).map_err(|error| explain(error, "TCP"))?;
-    Ok(Listeners { udp: group, tcp, addr })
+    let tcp = stream(place).map_err(|error| explain(error, "TCP"))?;
+    Ok(Listeners { udp: group, tcp, place })
 }
 
-fn udp(addr: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_reuse_port(true)?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(true)?;
+/// What helps.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => {
+            ": no link has this address: set network.address_on, or add it (ip address add)"
+        }
+        io::ErrorKind::AddrInUse => {
+            ": another process has this port and shares it with nobody: `ss -lnup` and `ss -lntp` name it"
+        }
+        _ => "",
     }
-    // Best effort: the system's own bound (net.core.rmem_max) applies.
-    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+}
+
+fn udp(place: Place) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(place.addr), Type::DGRAM, Some(Protocol::UDP))?;
+    // Best effort. Whoever may not go beyond the system's own bound (net.core.rmem_max) gets as much as that.
+    if sys::force_receive_buffer(&socket, RECEIVE_BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    }
     socket.set_read_timeout(Some(HEARTBEAT))?;
-    socket.bind(&addr.into())?;
+    bind(&socket, place)?;
     Ok(socket.into())
 }
 
@@ -68,20 +90,34 @@ fn udp(addr: SocketAddr) -> io::Result<UdpSocket> {
 /// # Errors
 /// The system's own.
 pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    stream(Place { addr, intercepted: false })
+}
+
+fn stream(place: Place) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(place.addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
     // Inherited by what is accepted.
     socket.set_tcp_nodelay(true)?;
     socket.set_send_buffer_size(CLIENT_BUFFER)?;
     socket.set_recv_buffer_size(CLIENT_BUFFER)?;
-    socket.bind(&addr.into())?;
+    bind(&socket, place)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
+}
+
+fn bind(socket: &Socket, Place { addr, intercepted }: Place) -> io::Result<()> {
+    socket.set_reuse_port(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    if intercepted {
+        match addr {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => sys::set_transparent_v6(socket)?,
+        }
+    }
+    socket.bind(&addr.into())
 }
 
 #[cfg(test)]

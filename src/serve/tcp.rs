@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 pub use super::clients::Clients;
 use super::clients::Connected;
 use super::is_allowed;
+use super::socket::Place;
 use crate::cache::front::Front;
 use crate::metrics::{Dropped, Transport};
 use crate::resolve::flight::ReplyTo;
@@ -26,24 +27,36 @@ const UNREAD: usize = 64 * 1024;
 /// After a failing accept (no file descriptors left) the next try waits.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// What is taken from TCP clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Everything.
+    Serving,
+    /// Everything, but whoever has had an answer and awaits none is let go: packets will be led elsewhere soon, where
+    /// nobody knows the connection.
+    Finishing,
+    /// Nothing more.
+    Stopping,
+}
+
 /// Accepts clients, within the limits.
 pub struct Listener {
     /// The listening socket.
     pub socket: TcpListener,
-    /// Its address.
-    pub addr: SocketAddr,
+    /// What it is bound to.
+    pub place: Place,
     /// Who answers.
     pub resolver: Arc<Resolver>,
     /// All clients of the process.
     pub clients: Arc<Clients>,
-    /// Turns true when no new work should be taken.
-    pub stop: watch::Receiver<bool>,
+    /// What is taken now.
+    pub stage: watch::Receiver<Stage>,
 }
 
 impl Listener {
     /// Accepts until it is told to stop.
     pub async fn run(self) {
-        let mut stop = self.stop.clone();
+        let mut stage = self.stage.clone();
         loop {
             tokio::select! {
                 accepted = self.socket.accept() => match accepted {
@@ -54,7 +67,7 @@ impl Listener {
                     }
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
-                () = stopped(&mut stop) => return,
+                () = reached(&mut stage, Stage::Stopping) => return,
             }
         }
     }
@@ -70,23 +83,25 @@ impl Listener {
         let conversation = Conversation {
             resolver: Arc::clone(&resolver),
             connected: Arc::clone(&place.client),
-            listen: self.addr.ip(),
+            place: self.place,
             peer: ip,
             idle: limits.tcp_idle,
             max_in_flight: limits.tcp_in_flight,
             in_flight: 0,
             active: Instant::now(),
+            has_asked: false,
+            finishing: false,
             input: Vec::new(),
             output: Vec::new(),
             buffers: 0,
         };
-        let stop = self.stop.clone();
+        let stage = self.stage.clone();
         tokio::spawn(async move {
             let over_limit = tokio::select! {
                 biased;
                 () = place.client.dismissed() => true,
                 // An error ends this client's connection and concerns nobody else.
-                ended = conversation.run(stream, ready, stop) => {
+                ended = conversation.run(stream, ready, stage) => {
                     ended.is_err_and(|error| error.kind() == ErrorKind::OutOfMemory)
                 }
             };
@@ -98,17 +113,17 @@ impl Listener {
     }
 }
 
-/// Returns when no new work should be taken.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Returns when this stage has come.
+async fn reached(now: &mut watch::Receiver<Stage>, stage: Stage) {
     // The guard that it returns must not be held across an await. An error: the agent is gone.
-    let _ = stop.wait_for(|stop| *stop).await;
+    let _ = now.wait_for(|now| *now >= stage).await;
 }
 
 /// One client's connection.
 struct Conversation {
     resolver: Arc<Resolver>,
     connected: Arc<Connected>,
-    listen: IpAddr,
+    place: Place,
     peer: IpAddr,
     idle: Duration,
     max_in_flight: usize,
@@ -116,6 +131,10 @@ struct Conversation {
     in_flight: usize,
     /// When a whole query was read or an answer moved on.
     active: Instant,
+    /// Whether a whole query has come.
+    has_asked: bool,
+    /// Whether it is let go when it awaits nothing.
+    finishing: bool,
     input: Vec<u8>,
     output: Vec<u8>,
     /// What is held for both.
@@ -127,7 +146,7 @@ impl Conversation {
         mut self,
         mut stream: TcpStream,
         mut ready: mpsc::UnboundedReceiver<Vec<u8>>,
-        mut stop: watch::Receiver<bool>,
+        mut stage: watch::Receiver<Stage>,
     ) -> io::Result<()> {
         let (reader, mut writer) = stream.split();
         let mut written = 0;
@@ -136,9 +155,11 @@ impl Conversation {
         tokio::pin!(timer);
         loop {
             let unread = self.output.len() - written;
-            if done_reading && unread == 0 && self.in_flight == 0 {
+            let finished = done_reading || (self.finishing && self.has_asked && self.input.is_empty());
+            if finished && unread == 0 && self.in_flight == 0 {
                 return Ok(());
             }
+            let next = if self.finishing { Stage::Stopping } else { Stage::Finishing };
             // As in `answer_queries`: what is read must also be taken, or the input would grow.
             let room = self.in_flight < self.max_in_flight && self.output.len() < UNREAD;
             tokio::select! {
@@ -178,7 +199,10 @@ impl Conversation {
                     let next = if left.is_zero() { self.idle } else { left };
                     timer.as_mut().reset(tokio::time::Instant::now() + next);
                 }
-                () = stopped(&mut stop), if !done_reading => done_reading = true,
+                () = reached(&mut stage, next), if !done_reading => match next {
+                    Stage::Stopping => done_reading = true,
+                    _ => self.finishing = true,
+                },
             }
         }
     }
@@ -186,6 +210,11 @@ impl Conversation {
     fn is_active(&mut self, now: Instant) {
         self.active = now;
         self.connected.was_active(now);
+    }
+
+    /// How long it may be idle, in units of 100 ms; 0 asks it to close (RFC 7828 §3.2.2).
+    fn keepalive(&self) -> u16 {
+        if self.finishing { 0 } else { u16::try_from(self.idle.as_millis() / 100).unwrap_or(u16::MAX) }
     }
 
     /// Puts late answers into the output, as many as there is room for.
@@ -222,11 +251,8 @@ impl Conversation {
             slot,
             transport: Transport::Tcp,
             ipv6: self.peer.is_ipv6(),
-            allowed: is_allowed(&view.allow_from, self.listen, self.peer),
-            ours: OurEdns {
-                size: view.edns_size,
-                keepalive: Some(u16::try_from(self.idle.as_millis() / 100).unwrap_or(u16::MAX)),
-            },
+            allowed: is_allowed(&view.allow_from, self.place, self.peer),
+            ours: OurEdns { size: view.edns_size, keepalive: Some(self.keepalive()) },
         };
         let mut front = Front::none();
         let mut answer = Vec::with_capacity(512);
@@ -234,6 +260,7 @@ impl Conversation {
         while self.in_flight < self.max_in_flight && self.output.len() < UNREAD {
             let Some(packet) = frames.next() else { break };
             self.is_active(now);
+            self.has_asked = true;
             match resolver.handle(&view, &client, packet, now, &mut front, &mut answer) {
                 Step::Reply(source) => {
                     frame::append(&mut self.output, |out| out.extend_from_slice(&answer));

@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::sys::{BATCH, Inbox, Outbox, Peer};
-use super::{Pulse, is_allowed};
+use super::is_allowed;
+use super::socket::Place;
 use crate::cache::front::Front;
 use crate::metrics::{Dropped, Metrics, Source, Transport};
+use crate::readiness::Pulse;
 use crate::resolve::flight::{Port, ReplyTo};
 use crate::resolve::view::View;
 use crate::resolve::{Client, Resolver, Step, Takeoff};
+use crate::sys::{BATCH, Inbox, Outbox, Peer};
 use crate::wire::query::OurEdns;
 
 /// Batches that a stopping worker still takes from its socket's queue: more than the queue holds.
@@ -121,8 +123,8 @@ pub struct Worker {
     pub socket: Arc<UdpSocket>,
     /// What goes out by it later.
     pub replies: Arc<Replies>,
-    /// The address that it is bound to.
-    pub addr: SocketAddr,
+    /// What it is bound to.
+    pub place: Place,
     /// The slot of its counters.
     pub slot: usize,
     /// Its sign of life.
@@ -209,7 +211,7 @@ impl Worker {
     ) -> Fate {
         let metrics = self.resolver.metrics.slot(self.slot);
         let addr = peer.addr();
-        if addr.port() == 0 || addr == self.addr {
+        if addr.port() == 0 || addr == self.place.addr {
             metrics.dropped(Dropped::Source);
             return Fate::Dropped;
         }
@@ -217,7 +219,7 @@ impl Worker {
             slot: self.slot,
             transport: Transport::Udp,
             ipv6: addr.is_ipv6(),
-            allowed: is_allowed(&view.allow_from, self.addr.ip(), addr.ip()),
+            allowed: is_allowed(&view.allow_from, self.place, addr.ip()),
             ours: OurEdns { size: view.edns_size, keepalive: None },
         };
         match self.resolver.handle(view, &client, packet, now, front, outbox.next()) {
@@ -230,7 +232,7 @@ impl Worker {
                 Fate::Dropped
             }
             Step::Wait(miss) => {
-                let (port, ours) = (Arc::clone(&self.replies) as _, self.addr);
+                let (port, ours) = (Arc::clone(&self.replies) as _, self.place.addr);
                 Fate::Waits(self.resolver.join(miss, ReplyTo::Udp { port, ours, peer: addr }).1)
             }
         }
@@ -296,7 +298,7 @@ mod tests {
         let worker = Worker {
             replies: Arc::new(Replies::new(Arc::clone(&socket), Arc::clone(&metrics))),
             socket,
-            addr,
+            place: Place { addr, intercepted: false },
             slot: 0,
             pulse: Arc::new(Pulse::new()),
             resolver,

@@ -46,7 +46,7 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Connects `each` times from each of `addresses`.
     pub(crate) fn connect(agent: SocketAddr, addresses: std::ops::Range<usize>, each: usize) -> Self {
-        let files = nodens::serve::sys::raise_open_files().expect("limit of open files");
+        let files = nodens::sys::raise_open_files().expect("limit of open files");
         assert!(files >= FILES, "the hard limit of open files is {files}, below {FILES}");
         let places = addresses.flat_map(|address| std::iter::repeat_n(source(address), each));
         let streams: Vec<_> = places.filter_map(|source| stream_from(source, agent)).collect();

@@ -8,10 +8,8 @@ use std::time::Duration;
 use super::problem::{Fault, shown};
 use super::raw::{self, Key, Text, WordOr};
 use super::reader::{Item, Reader};
-use super::{value, zone};
-use crate::config::{
-    AllowFrom, Cache, Config, Hosts, Limits, Log, LogFormat, LogLevel, Mark, Network, Reload,
-};
+use super::{network, value, zone};
+use crate::config::{AllowFrom, Cache, Config, Hosts, Limits, Log, LogFormat, LogLevel, Reload};
 
 /// More UDP threads than this are a slip: the kernel spreads clients over them by a hash of their addresses.
 const WORKERS: RangeInclusive<usize> = 1..=64;
@@ -27,9 +25,6 @@ const LIMIT: RangeInclusive<usize> = 1..=1_048_576;
 
 /// RFC 7766 §6.2.3 asks for seconds and leaves the rest to servers; a day is as good as for ever.
 const TCP_IDLE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
-
-/// A packet without a mark has the mark 0, so none of ours may be 0 (skb mark, 32 bits).
-const MARK: RangeInclusive<u32> = 1..=u32::MAX;
 
 /// What `raw` means. Values that are wrong are told to `reader` and stand at their defaults.
 pub(super) fn config(raw: &raw::File, reader: &mut Reader<'_>) -> Config {
@@ -50,7 +45,7 @@ pub(super) fn config(raw: &raw::File, reader: &mut Reader<'_>) -> Config {
         cache: cache(&raw.cache, reader),
         zones: zone::zones(&raw.zones, &listen, reader).unwrap_or(default.zones),
         hosts: hosts(&raw.hosts, reader),
-        network: network(&raw.network, reader),
+        network: network::network(&raw.network, &listen, reader),
         limits: limits(&raw.limits, reader),
         log: log(&raw.log, reader),
         listen,
@@ -170,33 +165,6 @@ fn hosts(raw: &raw::Hosts, reader: &mut Reader<'_>) -> Hosts {
     Hosts { ttl, records }
 }
 
-fn network(raw: &raw::Network, reader: &mut Reader<'_>) -> Network {
-    let default = Network::default();
-    let bits = |text: &str| value::number(text, &MARK);
-    let mark = Mark {
-        own: reader.value("network.mark.own", &raw.mark.own, default.mark.own, bits),
-        mask: reader.value("network.mark.mask", &raw.mark.mask, default.mark.mask, bits),
-    };
-    let Mark { own, mask } = mark;
-    if own & !mask != 0 {
-        let (key, line) = match raw.mark.own.line() {
-            Some(line) => ("network.mark.own", line),
-            None => ("network.mark.mask", raw.mark.mask.line().unwrap_or_default()),
-        };
-        let what = format!("the mark {own:#x} has bits outside of the mask {mask:#x}");
-        reader.refuse(key, line, Fault::new(what, "write a mask that holds every bit of the mark"));
-    }
-    Network {
-        upstream_notrack: reader.value(
-            "network.upstream_notrack",
-            &raw.upstream_notrack,
-            default.upstream_notrack,
-            value::flag,
-        ),
-        mark,
-    }
-}
-
 fn limits(raw: &raw::Limits, reader: &mut Reader<'_>) -> Limits {
     let default = Limits::default();
     let count = |text: &str| value::number(text, &LIMIT);
@@ -247,14 +215,7 @@ fn log(raw: &raw::Log, reader: &mut Reader<'_>) -> Log {
 /// Keys that are promised and not yet kept: only their defaults are accepted, so that none is silently
 /// ignored.
 fn unavailable(raw: &raw::File, reader: &mut Reader<'_>) {
-    let network = &raw.network;
     reader.only("coredns_names", &raw.coredns_names, false, value::flag);
-    reader.only("network.address_on", &network.address_on, "none".to_owned(), |text| Ok(text.to_owned()));
-    reader.only("network.keep_address", &network.keep_address, true, value::flag);
-    reader.only("network.notrack", &network.notrack, false, value::flag);
-    reader.only("network.accept_untracked", &network.accept_untracked, false, value::flag);
-    reader.only_empty("network.intercept", &network.intercept);
-    reader.only("network.mark.intercept", &network.mark.intercept, 0x35, |text| value::number(text, &MARK));
     let handover = PathBuf::from("/run/nodens/handover.sock");
     reader.only("keep.handover", &raw.keep.handover, handover, value::socket_path);
     reader.only("keep.watchdog", &raw.keep.watchdog, Duration::from_secs(3), |text| {

@@ -91,15 +91,6 @@ impl<'f> Reader<'f> {
             self.refuse(key, text.referenced.line(), Fault::unavailable());
         }
     }
-
-    /// A list that this version accepts without items alone.
-    pub(super) fn only_empty(&mut self, key: &str, raw: &Key<Vec<Text>>) {
-        if let Some(items) = &raw.0
-            && !items.value.is_empty()
-        {
-            self.refuse(key, items.referenced.line(), Fault::unavailable());
-        }
-    }
 }
 
 /// One item of a list, with its place.

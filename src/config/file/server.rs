@@ -6,8 +6,8 @@ use hickory_proto::rr::Name;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::problem::{Fault, shown};
-use super::value::{self, DNS_PORT};
-use crate::config::{Scheme, Server};
+use super::value;
+use crate::config::{DNS_PORT, Scheme, Server};
 
 /// RFC 7858 §3.1: where servers listen for TLS.
 const TLS_PORT: u16 = 853;

@@ -7,9 +7,10 @@ use serde_saphyr::{Error, Spanned};
 
 use super::tree::Tree;
 use super::*;
-use crate::config::{AllowFrom, Hosts, Mark, StaleMode, Zone};
+use crate::config::{AllowFrom, Hosts, Mark, Network, StaleMode, Zone};
 
 mod errors;
+mod network;
 mod upstream;
 
 const REFERENCE: &str = include_str!("../../../config/reference.yaml");
@@ -177,7 +178,26 @@ fn other_spellings_of_a_default_are_the_default() {
 fn marks_are_hexadecimal_or_decimal() {
     let network = parsed("network: { upstream_notrack: true, mark: { own: 0x3600, mask: 65280 } }").network;
     assert!(network.upstream_notrack);
-    assert_eq!(network.mark, Mark { own: 0x3600, mask: 0xff00 });
+    assert_eq!(network.mark, Mark { intercept: 0x35, own: 0x3600, mask: 0xff00 });
+}
+
+#[test]
+fn the_network_of_a_node_is_read() {
+    let network = parsed(
+        "listen: [\"169.254.20.10:53\", \"[fd00::a]:53\"]\nnetwork:\n  address_on: nodelocaldns\n  keep_address: false\n  \
+         notrack: true\n  accept_untracked: true\n  intercept: [10.96.0.10, \"fd00:96::a\"]\n",
+    )
+    .network;
+    let expected = Network {
+        address_on: Some("nodelocaldns".to_owned()),
+        keep_address: false,
+        notrack: true,
+        accept_untracked: true,
+        intercept: vec!["10.96.0.10".parse().expect("an address"), "fd00:96::a".parse().expect("an address")],
+        ..Network::default()
+    };
+    assert_eq!(network, expected);
+    assert_eq!(parsed("network: { address_on: none, intercept: [] }").network, Network::default());
 }
 
 #[test]
@@ -288,6 +308,7 @@ const KEYS: &[&str] = &[
     "zones: [{ match: [a], upstream: { servers: [tls://@] } }]",
     "zones: [{ match: [a], upstream: { servers: [system], hedge: { budget: @, burst: @ }, ca: @ } }]",
     "network: { upstream_notrack: @, mark: { own: @, mask: @ } }",
+    "network: { address_on: @, intercept: [@], mark: { intercept: @ } }",
     "zones: [{ match: [a], upstream: { servers: [system] }, cache: { prefetch: { at: @ } } }]",
     "zones: [{ match: [a], upstream: { servers: [system] }, cache: { stale: @ } }]",
     "hosts: { records: { @: [@] } }",

@@ -13,9 +13,7 @@ use ipnet::IpNet;
 
 use super::problem::{Fault, shown};
 use super::syntax::nearest;
-
-/// RFC 1035 §4.2: where DNS servers listen.
-pub(super) const DNS_PORT: u16 = 53;
+use crate::config::DNS_PORT;
 
 /// Longest duration as text. Nobody needs as many characters, and humantime 2.4 panics on some sums of parts
 /// near 2⁶⁴ s, which take at least 26.

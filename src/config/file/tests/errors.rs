@@ -323,12 +323,6 @@ fn what_this_version_cannot_do() {
     let cases = [
         ("coredns_names: true", "1: coredns_names"),
         ("log: { queries: failures }", "1: log.queries"),
-        ("network: { address_on: nodelocaldns }", "1: network.address_on"),
-        ("network: { keep_address: false }", "1: network.keep_address"),
-        ("network: { notrack: true }", "1: network.notrack"),
-        ("network: { accept_untracked: true }", "1: network.accept_untracked"),
-        ("network: { intercept: [10.96.0.10] }", "1: network.intercept"),
-        ("network: { mark: { intercept: 0x1 } }", "1: network.mark.intercept"),
         ("keep: { handover: /tmp/h }", "1: keep.handover"),
         ("keep: { watchdog: 4s }", "1: keep.watchdog"),
         ("keep: { receive_buffer: 1MiB }", "1: keep.receive_buffer"),

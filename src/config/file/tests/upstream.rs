@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::errors::{assert_said, said, zone};
+use super::errors::{said, zone};
 use super::*;
 use crate::config::{Hedge, Scheme, Server, ServerPolicy, Upstream};
 
@@ -304,32 +304,4 @@ fn a_name_needs_somebody_who_resolves_it() {
             "4: zones[0].upstream.bootstrap[1]: repeats zones[0].upstream.bootstrap[0] in line 4: keep one of the two"
         ]
     );
-}
-
-#[test]
-fn wrong_marks() {
-    assert_said(&[
-        (
-            "network: { mark: { own: 0 } }",
-            "1: network.mark.own: \"0\" is out of bounds: write a whole number from 1 to 4294967295",
-        ),
-        (
-            "network: { mark: { mask: what } }",
-            "1: network.mark.mask: \"what\" is not a whole number: write a whole number from 1 to 4294967295",
-        ),
-        (
-            "network:\n  mark:\n    own: 0x136\n",
-            "3: network.mark.own: the mark 0x136 has bits outside of the mask 0xff: \
-             write a mask that holds every bit of the mark",
-        ),
-        (
-            "network:\n  mark:\n    mask: 0xff00\n",
-            "3: network.mark.mask: the mark 0x36 has bits outside of the mask 0xff00: \
-             write a mask that holds every bit of the mark",
-        ),
-        (
-            "network: { upstream_notrack: on }",
-            "1: network.upstream_notrack: \"on\" is not known here: write true or false",
-        ),
-    ]);
 }

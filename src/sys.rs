@@ -1,5 +1,5 @@
-//! The system calls that no safe crate offers: `recvmmsg`, `sendmmsg` and the program that spreads
-//! datagrams over the sockets of a group. All `unsafe` of this crate is in this file.
+//! The system calls that no safe crate offers: `recvmmsg`, `sendmmsg`, the program that spreads datagrams over the
+//! sockets of a group, and a few options of sockets. All `unsafe` of this crate is in this file.
 #![expect(unsafe_code, reason = "batched datagrams: socket2 and tokio have no safe recvmmsg and sendmmsg")]
 
 use std::io;
@@ -259,13 +259,44 @@ pub fn spread(socket: &UdpSocket, sockets: u32) -> io::Result<()> {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // SAFETY: the option takes a sock_fprog, whose filter points at three live instructions; the
     // kernel copies both before it returns.
+    unsafe { set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &filter) }
+}
+
+/// Sets the size of the receive buffer in bytes, beyond `net.core.rmem_max` if need be, which needs CAP_NET_ADMIN
+/// (socket(7), SO_RCVBUFFORCE).
+///
+/// # Errors
+/// The system's own.
+pub fn force_receive_buffer(socket: &impl AsRawFd, size: usize) -> io::Result<()> {
+    let size = libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the option takes an int.
+    unsafe { set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &size) }
+}
+
+/// Lets the socket be bound to an IPv6 address that no link holds (linux/in6.h, IPV6_TRANSPARENT), which needs
+/// CAP_NET_ADMIN.
+///
+/// # Errors
+/// The system's own.
+pub fn set_transparent_v6(socket: &impl AsRawFd) -> io::Result<()> {
+    const ON: libc::c_int = 1;
+    // SAFETY: the option takes an int.
+    unsafe { set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, &ON) }
+}
+
+/// Sets a socket's option.
+///
+/// # Safety
+/// `T` is what the option takes, plain data; what it points at is alive.
+unsafe fn set_option<T>(socket: &impl AsRawFd, level: i32, option: i32, value: &T) -> io::Result<()> {
+    // SAFETY: the kernel reads as many bytes as are given, which belong to `value`; the rest is the caller's promise.
     let done = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_CBPF,
-            std::ptr::from_ref(&filter).cast(),
-            size_of_val(&filter) as u32,
+            level,
+            option,
+            std::ptr::from_ref(value).cast(),
+            size_of_val(value) as u32,
         )
     };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -1,0 +1,432 @@
+//! The listen addresses, and the link that holds them.
+//!
+//! A dummy link is what NodeLocal DNSCache uses, and one that it has left is used as it is. A kernel without dummies has
+//! `lo`. What Linux makes of an address is told here once, measured in network namespaces:
+//! an IPv4 address answers on every link that holds it, also on one that is down: that is how kube-proxy's IPVS
+//! mode holds ClusterIPs. An IPv6 address goes when its link goes down, and answers only on a link that is up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::rtnetlink::Socket;
+
+/// Takes the place of a dummy link where the kernel has none.
+pub const LOOPBACK: &str = "lo";
+/// Where kube-proxy's IPVS mode holds ClusterIPs; it takes away what is no service's.
+pub const IPVS: &str = "kube-ipvs0";
+/// linux/if.h, `IFNAMSIZ`, less the zero at the end.
+const NAME_MAX: usize = 15;
+
+/// Why an address is not held, and what helps.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// The process may not.
+    #[error(
+        "the capability CAP_NET_ADMIN is missing: add NET_ADMIN to the capabilities in the container's securityContext \
+         (for systemd: AmbientCapabilities=CAP_NET_ADMIN)"
+    )]
+    Capability,
+    /// The link takes no IPv6 addresses.
+    #[error("IPv6 is off on link {0}: `sysctl -w net.ipv6.conf.{name}.disable_ipv6=0` turns it on", name = sysctl(.0))]
+    Ipv6Off(String),
+    /// Nor does any other.
+    #[error(
+        "this kernel has IPv6 switched off (boot option ipv6.disable=1): leave IPv6 addresses out, or switch it on"
+    )]
+    NoIpv6,
+    /// Somebody else on the network had the address, so it is there and does not answer.
+    #[error("it is on link {0} as a duplicate of another machine's (dadfailed): take it away there")]
+    Duplicate(String),
+    /// The kernel could not give a link this name.
+    #[error("`{0}` cannot be the name of a link: {1}")]
+    Name(String, &'static str),
+    /// Anything else.
+    #[error("the kernel refused {0}: {1}")]
+    Other(String, io::Error),
+}
+
+/// sysctl(8): a dot in a link's name is written as a slash.
+fn sysctl(link: &str) -> String {
+    link.replace('.', "/")
+}
+
+/// An address, and a link that holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The address.
+    pub address: IpAddr,
+    /// The link's name.
+    pub link: String,
+}
+
+/// What was done to hold addresses.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// A dummy link was made.
+    pub created: bool,
+    /// The link was down and is up now.
+    pub raised: bool,
+    /// Addresses that were added, and to which link: `lo` where the kernel has no dummies.
+    pub added: Vec<Place>,
+    /// Addresses that a link had before.
+    pub adopted: Vec<Place>,
+    /// Addresses that no link holds, and why.
+    pub missing: Vec<(IpAddr, Problem)>,
+}
+
+impl Held {
+    /// Whether anything had to be done.
+    pub fn changed(&self) -> bool {
+        self.created || self.raised || !self.added.is_empty()
+    }
+}
+
+/// What was taken away.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// These addresses.
+    pub removed: Vec<Place>,
+    /// And the link.
+    pub link: bool,
+}
+
+/// An address that a link holds.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    /// The address.
+    pub address: IpAddr,
+    /// The length of its prefix in bits.
+    pub prefix: u8,
+    /// The link's name.
+    pub link: String,
+    /// What `ip link` calls its kind: `dummy`, `veth`; `None` for `lo` and hardware.
+    pub kind: Option<String>,
+    /// The link is up.
+    pub up: bool,
+    /// `global`, `link`, `host`, as `ip address` says it.
+    pub scope: &'static str,
+    /// Whether the kernel answers for it, and we can rely on its staying there.
+    pub answers: bool,
+    message: AddressMessage,
+}
+
+#[derive(Debug, Clone)]
+struct Link {
+    name: String,
+    index: u32,
+    kind: Option<String>,
+    up: bool,
+}
+
+/// Has the kernel hold these addresses: those that no link holds yet are added to the link `on`, which is made if it is
+/// not there. Loopback and unspecified addresses need no link. What is there already is left as it is.
+///
+/// # Errors
+/// What concerns all addresses; what concerns one is in [`Held::missing`].
+pub fn hold(on: &str, addresses: &[IpAddr]) -> Result<Held, Problem> {
+    check(on)?;
+    let mut socket = open()?;
+    let mut node = Node::read(&mut socket)?;
+    let mut held = Held::default();
+    let wanted: BTreeSet<IpAddr> = addresses.iter().copied().filter(needs_a_link).collect();
+    let missing =
+        |node: &Node| wanted.iter().copied().filter(|&address| !node.answers(address)).collect::<Vec<_>>();
+    let mut lost = missing(&node);
+    let mut target = node.link(on).cloned();
+    if target.is_none() && !lost.is_empty() {
+        (target, held.created) = make(&mut socket, on)?;
+    }
+    if let Some(link) = &target {
+        let ours = !lost.is_empty() || wanted.iter().any(|&address| node.holds(&link.name, address));
+        if !link.up && ours {
+            raise(&mut socket, link)?;
+            held.raised = true;
+        }
+        if held.raised || held.created {
+            node = Node::read(&mut socket)?;
+            lost = missing(&node);
+        }
+    }
+    held.adopted = wanted.iter().filter_map(|&address| node.place(address)).collect();
+    for address in lost {
+        let Some(link) = &target else { break };
+        let place = Place { address, link: link.name.clone() };
+        match add(&mut socket, link, address) {
+            Ok(()) => held.added.push(place),
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+                held.missing.push((address, problem(error, &link.name, || format!("address {address}"))));
+            }
+            Err(_) if node.holds(&link.name, address) => {
+                held.missing.push((address, Problem::Duplicate(place.link)));
+            }
+            // Another agent was faster.
+            Err(_) => held.adopted.push(place),
+        }
+    }
+    Ok(held)
+}
+
+/// Takes these addresses off the link `on`, and the link away when it is a dummy that holds no other. Where there is no
+/// such link, `lo` has had its place, and loses what [`hold`] adds there and nothing that looks otherwise.
+///
+/// # Errors
+/// [`Problem`]
+pub fn release(on: &str, addresses: &[IpAddr]) -> Result<Released, Problem> {
+    let mut socket = open()?;
+    let node = Node::read(&mut socket)?;
+    let Some(link) = node.link(on).or_else(|| node.link(LOOPBACK)) else { return Ok(Released::default()) };
+    let on_link = || node.holders.iter().filter(|holder| holder.link == link.name);
+    let leaves = |holder: &Holder| {
+        let meant = addresses.contains(&holder.address) && needs_a_link(&holder.address);
+        meant && (link.name != LOOPBACK || holder.is_as_we_add_it())
+    };
+    let mut released = Released::default();
+    for holder in on_link().filter(|holder| leaves(holder)) {
+        match socket.change(RouteNetlinkMessage::DelAddress(holder.message.clone()), 0) {
+            Ok(()) => {
+                released.removed.push(Place { address: holder.address, link: link.name.clone() });
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
+            Err(error) => {
+                return Err(problem(error, &link.name, || format!("to remove address {}", holder.address)));
+            }
+        }
+    }
+    let stays = |holder: &Holder| {
+        !leaves(holder) && !matches!(holder.address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+    };
+    if link.kind.as_deref() == Some("dummy") && !on_link().any(stays) {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        match socket.change(RouteNetlinkMessage::DelLink(message), 0) {
+            Ok(()) => released.link = true,
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+            Err(error) => return Err(problem(error, on, || format!("to remove link {on}"))),
+        }
+    }
+    Ok(released)
+}
+
+/// Every address of every link.
+///
+/// # Errors
+/// [`Problem`]
+pub fn holders() -> Result<Vec<Holder>, Problem> {
+    Ok(Node::read(&mut open()?)?.holders)
+}
+
+/// The links that hold this address.
+///
+/// # Errors
+/// [`Problem`]
+pub fn holder(address: IpAddr) -> Result<Vec<Holder>, Problem> {
+    let mut holders = holders()?;
+    holders.retain(|holder| holder.address == address);
+    Ok(holders)
+}
+
+/// Whether the machine has this address only if a link is given it.
+fn needs_a_link(address: &IpAddr) -> bool {
+    !address.is_loopback() && !address.is_unspecified()
+}
+
+/// net/core/dev.c, `dev_valid_name`; a percent sign would have the kernel number the links.
+fn check(name: &str) -> Result<(), Problem> {
+    let wrong = |why| Err(Problem::Name(name.to_owned(), why));
+    match name {
+        "" => wrong("it is empty"),
+        "." | ".." => wrong("it names a folder"),
+        _ if name.len() > NAME_MAX => wrong("it has more than 15 bytes"),
+        _ if name.contains(|letter: char| "/:%".contains(letter) || letter.is_whitespace()) => {
+            wrong("a blank, `/`, `:` or `%` is in it")
+        }
+        _ if name.contains(char::is_control) => wrong("a control character is in it"),
+        _ => Ok(()),
+    }
+}
+
+fn open() -> Result<Socket, Problem> {
+    Socket::open().map_err(|error| Problem::Other("a netlink socket".to_owned(), error))
+}
+
+fn problem(error: io::Error, link: &str, what: impl FnOnce() -> String) -> Problem {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => Problem::Capability,
+        Some(libc::EACCES) => Problem::Ipv6Off(link.to_owned()),
+        Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => Problem::NoIpv6,
+        _ => Problem::Other(what(), error),
+    }
+}
+
+/// Makes a dummy link, or says which link is there or has to do instead.
+fn make(socket: &mut Socket, name: &str) -> Result<(Option<Link>, bool), Problem> {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]),
+    ];
+    let made = socket.change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL);
+    let (name, created) = match made.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(()) => (name, true),
+        Err((Some(libc::EEXIST), _)) => (name, false),
+        Err((Some(libc::EOPNOTSUPP), _)) => (LOOPBACK, false),
+        Err((Some(libc::EPERM), _)) => return Err(Problem::Capability),
+        Err((_, error)) => return Err(Problem::Other(format!("dummy link {name}"), error)),
+    };
+    Ok((Node::read(socket)?.link(name).cloned(), created))
+}
+
+fn raise(socket: &mut Socket, link: &Link) -> Result<(), Problem> {
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    socket.change(RouteNetlinkMessage::SetLink(message), 0).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM) => Problem::Capability,
+        _ => Problem::Other(format!("to set link {} up", link.name), error),
+    })
+}
+
+/// A whole address and no more. Of host scope, so that Linux never picks it as the source of what is sent elsewhere; an
+/// IPv6 address is its own scope, and must answer at once rather than after it was looked for on the network.
+fn add(socket: &mut Socket, link: &Link, address: IpAddr) -> io::Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.index = link.index;
+    message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
+    match address {
+        IpAddr::V4(_) => {
+            message.header.family = AddressFamily::Inet;
+            message.header.prefix_len = 32;
+            message.header.scope = AddressScope::Host;
+        }
+        IpAddr::V6(_) => {
+            message.header.family = AddressFamily::Inet6;
+            message.header.prefix_len = 128;
+            message.header.flags = AddressHeaderFlags::Nodad;
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+    }
+    socket.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// The links and their addresses at one moment.
+struct Node {
+    links: BTreeMap<u32, Link>,
+    holders: Vec<Holder>,
+}
+
+impl Node {
+    fn read(socket: &mut Socket) -> Result<Self, Problem> {
+        let other = |what: &str| {
+            let what = format!("a list of {what}");
+            |error| Problem::Other(what, error)
+        };
+        let links = socket.list(RouteNetlinkMessage::GetLink(LinkMessage::default()));
+        let links = links.map_err(other("links"))?.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => Link::of(message),
+            _ => None,
+        });
+        let links: BTreeMap<u32, Link> = links.map(|link| (link.index, link)).collect();
+        let holders = socket.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
+        let holders = holders.map_err(other("addresses"))?.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => Holder::of(message, &links),
+            _ => None,
+        });
+        let holders = holders.collect();
+        Ok(Self { links, holders })
+    }
+
+    fn link(&self, name: &str) -> Option<&Link> {
+        self.links.values().find(|link| link.name == name)
+    }
+
+    fn answers(&self, address: IpAddr) -> bool {
+        self.place(address).is_some()
+    }
+
+    fn holds(&self, link: &str, address: IpAddr) -> bool {
+        self.holders.iter().any(|holder| holder.link == link && holder.address == address)
+    }
+
+    /// Where it answers.
+    fn place(&self, address: IpAddr) -> Option<Place> {
+        let holder = self.holders.iter().find(|holder| holder.address == address && holder.answers)?;
+        Some(Place { address, link: holder.link.clone() })
+    }
+}
+
+impl Link {
+    fn of(message: LinkMessage) -> Option<Self> {
+        let (mut name, mut kind) = (None, None);
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) => name = Some(text),
+                LinkAttribute::LinkInfo(infos) => {
+                    kind = infos.into_iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        let up = message.header.flags.contains(LinkFlags::Up);
+        name.map(|name| Self { name, index: message.header.index, kind, up })
+    }
+}
+
+impl Holder {
+    fn of(message: AddressMessage, links: &BTreeMap<u32, Link>) -> Option<Self> {
+        let address = address(&message)?;
+        let number = message.header.index;
+        let unknown = || Link { name: format!("#{number}"), index: number, kind: None, up: true };
+        let Link { name: link, kind, up, .. } = links.get(&number).cloned().unwrap_or_else(unknown);
+        let stays = address.is_ipv4() || (up && !flags(&message).contains(AddressFlags::Dadfailed));
+        let scope = match message.header.scope {
+            AddressScope::Host => "host",
+            AddressScope::Link => "link",
+            _ => "global",
+        };
+        let answers = stays && link != IPVS;
+        Some(Self { address, prefix: message.header.prefix_len, kind, up, scope, answers, link, message })
+    }
+
+    fn is_as_we_add_it(&self) -> bool {
+        match self.address {
+            IpAddr::V4(_) => self.prefix == 32 && self.scope == "host",
+            IpAddr::V6(_) => self.prefix == 128 && flags(&self.message).contains(AddressFlags::Nodad),
+        }
+    }
+}
+
+/// The address that a message is about: on links from point to point, `Address` is the other end's.
+pub(super) fn address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut end = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(local) => return Some(*local),
+            AddressAttribute::Address(address) => end = Some(*address),
+            _ => {}
+        }
+    }
+    end
+}
+
+/// All flags; the header has room for eight.
+fn flags(message: &AddressMessage) -> AddressFlags {
+    let all = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    all.unwrap_or_else(|| AddressFlags::from_bits_retain(message.header.flags.bits().into()))
+}

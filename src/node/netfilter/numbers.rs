@@ -1,0 +1,53 @@
+//! Numbers of linux/netfilter/nf_tables.h and nf_tables_compat.h that messages and the expressions of rules are made
+//! of; the libc crate does not have them.
+
+pub(super) const LIST_ELEM: u16 = 1;
+pub(super) const EXPR_NAME: u16 = 1;
+pub(super) const EXPR_DATA: u16 = 2;
+pub(super) const META_DREG: u16 = 1;
+pub(super) const META_KEY: u16 = 2;
+pub(super) const META_SREG: u16 = 3;
+pub(super) const CT_DREG: u16 = 1;
+pub(super) const CT_KEY: u16 = 2;
+pub(super) const SOCKET_KEY: u16 = 1;
+pub(super) const SOCKET_DREG: u16 = 2;
+pub(super) const SOCKET_MARK: i32 = 1;
+pub(super) const PAYLOAD_DREG: u16 = 1;
+pub(super) const PAYLOAD_BASE: u16 = 2;
+pub(super) const PAYLOAD_OFFSET: u16 = 3;
+pub(super) const PAYLOAD_LEN: u16 = 4;
+pub(super) const BITWISE_SREG: u16 = 1;
+pub(super) const BITWISE_DREG: u16 = 2;
+pub(super) const BITWISE_LEN: u16 = 3;
+pub(super) const BITWISE_MASK: u16 = 4;
+pub(super) const BITWISE_XOR: u16 = 5;
+pub(super) const CMP_SREG: u16 = 1;
+pub(super) const CMP_OP: u16 = 2;
+pub(super) const CMP_DATA: u16 = 3;
+pub(super) const IMMEDIATE_DREG: u16 = 1;
+pub(super) const IMMEDIATE_DATA: u16 = 2;
+pub(super) const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VERDICT: u16 = 2;
+pub(super) const VERDICT_CODE: u16 = 1;
+
+pub(super) const TABLE_NAME: u16 = 1;
+pub(super) const TABLE_FLAGS: u16 = 2;
+pub(super) const TABLE_OWNER: u16 = 7;
+pub(super) const TABLE_F_OWNER: u32 = 2;
+pub(super) const CHAIN_TABLE: u16 = 1;
+pub(super) const CHAIN_NAME: u16 = 3;
+pub(super) const CHAIN_HOOK: u16 = 4;
+pub(super) const CHAIN_POLICY: u16 = 5;
+pub(super) const CHAIN_USE: u16 = 6;
+pub(super) const CHAIN_TYPE: u16 = 7;
+pub(super) const HOOK_NUMBER: u16 = 1;
+pub(super) const HOOK_PRIORITY: u16 = 2;
+pub(super) const RULE_TABLE: u16 = 1;
+pub(super) const RULE_CHAIN: u16 = 2;
+pub(super) const RULE_HANDLE: u16 = 3;
+pub(super) const RULE_EXPRESSIONS: u16 = 4;
+pub(super) const RULE_USERDATA: u16 = 7;
+pub(super) const VERDICT_CHAIN: u16 = 2;
+pub(super) const COUNTER_PACKETS: u16 = 2;
+pub(super) const MATCH_NAME: u16 = 1;
+pub(super) const MATCH_INFO: u16 = 3;
