@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::authority::program;
 use crate::process::Process;
-use crate::way::{CLUSTER_IP, LOCAL, Way};
+use crate::way::Way;
 
 /// Addresses of the pod. Each stands for a pod: one has 28,000 ports for its queries, which 10,000 queries a second
 /// would soon use again, and find their connection in the table.
@@ -23,6 +23,9 @@ pub(crate) const POD_ADDRESSES: u8 = 64;
 const START_LIMIT: Duration = Duration::from_secs(5);
 /// Connections that are made to fill the table, at most.
 const MOST_CONNECTIONS: u64 = 2_000_000;
+
+/// Of the agent's routing rule.
+const AGENTS_PREFERENCE: &str = "100";
 
 /// An address of the pod.
 pub(crate) fn pod_address(number: u8) -> Ipv4Addr {
@@ -74,15 +77,17 @@ impl Node {
             thread::sleep(Duration::from_millis(1));
         }
         let node = Self { pod, directory: directory.to_owned() };
-        let local = LOCAL.ip();
+        // Once a namespace has had a routing rule, its kernel looks at rules for each packet, and never ceases to.
+        // Interception makes one, so all ways have to begin with it; and networks of pods often do as well.
         feed(
             program("ip").args(["-batch", "-"]),
             &format!(
                 "link set lo up
-address add {local}/32 dev lo scope host
 link add pod0 type veth peer name eth0 netns {}
 address add 10.244.1.1/24 dev pod0
 link set pod0 up
+rule add pref 30000 lookup main
+rule delete pref 30000
 ",
                 node.pod.id()
             ),
@@ -102,20 +107,12 @@ link set pod0 up
         command
     }
 
-    /// Puts the rules of a way in the place of those that were there.
+    /// Puts others' rules in a way in the place of those that were there. The agent's own go with it.
     pub(crate) fn set_up(&self, way: Way) -> Result<()> {
-        let old = ["ip kube-proxy", "inet nodens-notrack", "inet nodens-intercept"];
-        let gone: String =
-            old.iter().map(|table| format!("add table {table}\ndelete table {table}\n")).collect();
-        let rules = format!("{gone}{}{}", way.others_rules(), way.own_rules());
+        let rules = format!("add table ip kube-proxy\ndelete table ip kube-proxy\n{}", way.others_rules());
         feed(program("nft").args(["-f", "-"]), &rules)?;
-        let ip = CLUSTER_IP.ip();
-        // Held, until the agent can answer for it without that.
-        let held = format!("address replace {ip}/32 dev lo scope host\n");
-        let links = if way == Way::Intercept { held } else { format!("address delete {ip}/32 dev lo\n") };
-        // It may not be there.
-        feed(program("ip").args(["-force", "-batch", "-"]).stderr(Stdio::null()), &links)
-            .or_else(|error| if way == Way::Intercept { Err(error) } else { Ok(()) })
+        // An agent that was killed leaves its routing rule behind. There may be none.
+        program("ip").args(["rule", "delete", "pref", AGENTS_PREFERENCE]).output().context("ip").map(drop)
     }
 
     /// Empties the table of connections.

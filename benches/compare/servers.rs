@@ -112,6 +112,11 @@ impl Server {
         Self::answering(command, way.asked(), admin, cpus, &directory)
     }
 
+    /// Lets it leave, with what it has set up.
+    pub(crate) fn leave(mut self) {
+        self.process.terminate();
+    }
+
     fn answering(
         command: Command,
         address: SocketAddr,

@@ -39,9 +39,7 @@ pub(crate) fn nodens_on_node(
     upstream: SocketAddr,
     directory: &Path,
 ) -> Result<Command> {
-    let listen: Vec<_> = way.listens().iter().map(|address| format!("\"{address}\"")).collect();
-    let keys = format!("listen: [{}]\nworkers: 1\n", listen.join(", "));
-    nodens_with(&keys, admin, upstream, directory)
+    nodens_with(&format!("{}workers: 1\n", way.keys()), admin, upstream, directory)
 }
 
 fn nodens_with(keys: &str, admin: SocketAddr, upstream: SocketAddr, directory: &Path) -> Result<Command> {

@@ -16,6 +16,8 @@ use crate::way::Way;
 
 /// Connections towards the upstream, which are tracked in every way but one.
 const UPSTREAM_ENTRIES: f64 = 8.0;
+/// More entries than that where queries are spared, and they are not.
+const MOST_ENTRIES: f64 = 100.0;
 
 pub(crate) fn ways(case: Case) -> &'static [Way] {
     match case {
@@ -74,17 +76,34 @@ pub(crate) fn run(case: Case, entrant: Entrant, bed: &Bed, cores: Cores, seconds
     let (work, tracked) = (machine.work()?, Tracking::now()?);
     let mut run = run_of(server.process.usage()?.since(process), &outcome, &server.process)?;
     expect_rest(&mut run, bed.authority.usage()?.since(authority), &outcome);
+    let grown = tracked.entries as f64 - tracking.entries as f64;
+    expect_tracking(&mut run, case, entrant.way, grown);
     let each = 1e6 / outcome.completed.max(1) as f64;
     run.values.extend([
         (Metric::Machine, work.busy.as_secs_f64() * each),
         (Metric::Softirq, work.softirq.as_secs_f64() * each),
         (Metric::Others, others),
-        (Metric::Entries, tracked.entries as f64 - tracking.entries as f64),
+        (Metric::Entries, grown),
         (Metric::Dropped, tracked.dropped.saturating_sub(tracking.dropped) as f64),
         (Metric::Evicted, tracked.evicted.saturating_sub(tracking.evicted) as f64),
         (Metric::Lost, lost),
     ]);
+    server.leave();
     Ok(run)
+}
+
+/// Marks a run in which connection tracking did not do what the way says.
+fn expect_tracking(run: &mut Run, case: Case, way: Way, entries: f64) {
+    let is_as_it_should = match way {
+        Way::Tracked if case == Case::VethFull => true,
+        // As many as there are sockets, or queries that have one each.
+        Way::Tracked => entries >= f64::from(BUSY.clients),
+        Way::Loopback | Way::Bare => entries == 0.0,
+        Way::Notrack | Way::Intercept => entries <= MOST_ENTRIES,
+    };
+    if !is_as_it_should && run.fault.is_none() {
+        run.fault = Some(format!("{entries} more entries"));
+    }
 }
 
 /// Who asks whom, and for how long.

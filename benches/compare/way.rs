@@ -37,23 +37,28 @@ impl Way {
         if self == Self::Intercept { CLUSTER_IP } else { LOCAL }
     }
 
-    /// Where the agent listens.
-    pub(crate) fn listens(self) -> Vec<SocketAddr> {
-        if self == Self::Intercept { vec![LOCAL, CLUSTER_IP] } else { vec![LOCAL] }
+    /// The agent's keys for it.
+    pub(crate) fn keys(self) -> String {
+        let intercept = if self == Self::Intercept { CLUSTER_IP.ip().to_string() } else { String::new() };
+        format!(
+            "listen: [\"{LOCAL}\"]
+network:
+  address_on: nodelocaldns
+  notrack: {}
+  intercept: [{intercept}]
+",
+            self.is_spared()
+        )
+    }
+
+    /// Whether the agent spares its clients' queries connection tracking.
+    pub(crate) fn is_spared(self) -> bool {
+        matches!(self, Self::Notrack | Self::Intercept)
     }
 
     /// What kube-proxy has, where it has anything.
     pub(crate) fn others_rules(self) -> String {
         if self == Self::Bare { String::new() } else { kube_proxy() }
-    }
-
-    /// What the agent has, in `nft`'s language.
-    pub(crate) fn own_rules(self) -> String {
-        match self {
-            Self::Loopback | Self::Bare | Self::Tracked => String::new(),
-            Self::Notrack => notrack(),
-            Self::Intercept => format!("{}{}", notrack(), intercept()),
-        }
     }
 }
 
@@ -67,7 +72,9 @@ fn kube_proxy() -> String {
                 type ipv4_addr . inet_proto . inet_service : verdict
                 elements = {{ {ip} . udp . 53 : goto service, {ip} . tcp . 53 : goto service }}
             }}
-            chain service {{ dnat to 10.244.9.9 }}
+            chain service {{
+                dnat to 10.244.9.9
+            }}
             chain prerouting {{
                 type nat hook prerouting priority dstnat
                 ip daddr . meta l4proto . th dport vmap @services
@@ -83,47 +90,6 @@ fn kube_proxy() -> String {
             chain forward {{
                 type filter hook forward priority 0
                 ct state invalid drop
-            }}
-        }}\n"
-    )
-}
-
-fn notrack() -> String {
-    let ip = LOCAL.ip();
-    format!(
-        "table inet nodens-notrack {{
-            chain pre {{
-                type filter hook prerouting priority raw
-                ip daddr {ip} meta l4proto {{ udp, tcp }} th dport 53 notrack
-            }}
-            chain out {{
-                type filter hook output priority raw
-                ip saddr {ip} meta l4proto {{ udp, tcp }} th sport 53 notrack
-                ip daddr {ip} meta l4proto {{ udp, tcp }} th dport 53 notrack
-            }}
-        }}\n"
-    )
-}
-
-fn intercept() -> String {
-    let asked = format!("ip daddr {} meta l4proto {{ udp, tcp }} th dport 53", CLUSTER_IP.ip());
-    let answers = format!("ip saddr {} meta l4proto {{ udp, tcp }} th sport 53", CLUSTER_IP.ip());
-    format!(
-        "table inet nodens-intercept {{
-            chain pre {{
-                type filter hook prerouting priority raw
-                {asked} meta mark set meta mark & 0xffffff00 | 0x35 notrack
-            }}
-            chain out {{
-                type filter hook output priority raw
-                {answers} notrack
-                meta mark & 0xff == 0x36 accept
-                {asked} notrack
-            }}
-            chain route {{
-                type route hook output priority mangle
-                meta mark & 0xff == 0x36 accept
-                {asked} meta mark set meta mark & 0xffffff00 | 0x35
             }}
         }}\n"
     )
