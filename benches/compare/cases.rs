@@ -1,14 +1,15 @@
 //! The cases: who takes part, how each is measured, and what is aimed at.
 
 use std::collections::{BTreeMap, HashMap};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::authority::program;
 use crate::load::{Load, Outcome, Until};
-use crate::misses;
 use crate::process::{Process, Usage};
 use crate::report::{Metric, Target};
 use crate::servers::{Bed, Kind, Server};
@@ -42,48 +43,36 @@ pub(crate) enum Case {
     Memory,
     /// From the start of the process to its first answer
     Start,
-    /// A pod's cached answers over veth and UDP, as many as the agent gives
-    VethUdp,
-    /// The same, 20,000 a second
-    VethPaced,
-    /// A pod's cached answers over veth and TCP, pipelined
-    VethTcp,
-    /// Each of a pod's queries from a socket of its own, 10,000 a second
+    /// A pod's cached answers over veth, eight sockets, as many as the agent gives
+    Veth,
+    /// A pod's cached answers over veth, a socket for each query, as many as the pod can ask for
     VethChurn,
-    /// The same, as many as the client can make
-    VethChurnMost,
-    /// The same at 1,000 a second, while other connections fill the table of connections
-    VethFull,
+    /// A pod's cached answers over veth, a socket for each query, 10,000 a second
+    VethPaced,
 }
 
-/// A server with so many workers, and how queries come to it.
+/// A server with so many workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entrant {
     pub(crate) kind: Kind,
     pub(crate) workers: u32,
-    pub(crate) way: Way,
 }
 
 impl Entrant {
     pub(crate) fn label(self) -> String {
-        match (self.way.name(), self.workers) {
-            (Some(name), _) => name.to_owned(),
-            (None, 1) => self.kind.name().to_owned(),
-            (None, workers) => format!("{} x{workers}", self.kind.name()),
+        match self.workers {
+            1 => self.kind.name().to_owned(),
+            workers => format!("{} x{workers}", self.kind.name()),
         }
     }
 }
 
-const fn one(kind: Kind) -> Entrant {
-    Entrant { kind, workers: 1, way: Way::Loopback }
+pub(crate) const fn one(kind: Kind) -> Entrant {
+    Entrant { kind, workers: 1 }
 }
 
 const fn two(kind: Kind) -> Entrant {
-    Entrant { workers: 2, ..one(kind) }
-}
-
-pub(crate) const fn by(way: Way) -> Entrant {
-    Entrant { way, ..one(Kind::Nodens) }
+    Entrant { kind, workers: 2 }
 }
 
 /// Which core has the server, and which the load and the upstream.
@@ -109,10 +98,9 @@ impl Case {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// Whether it runs in network namespaces of the bench, which takes root.
+    /// Whether it runs on a node of its own, which takes root.
     pub(crate) fn is_over_veth(self) -> bool {
-        use Case::{VethChurn, VethChurnMost, VethFull, VethPaced, VethTcp, VethUdp};
-        matches!(self, VethUdp | VethPaced | VethTcp | VethChurn | VethChurnMost | VethFull)
+        matches!(self, Self::Veth | Self::VethChurn | Self::VethPaced)
     }
 
     /// What it is, in a line.
@@ -132,7 +120,7 @@ impl Case {
             Self::Miss | Self::MissOne => vec![one(Nodens), one(Unbound), one(Dnsdist)],
             // nodens as it is shipped, the others with the one thread that is their least.
             Self::Memory | Self::Start => vec![two(Nodens), one(Unbound), one(Dnsdist), one(Dnsmasq)],
-            veth => veth::ways(veth).iter().copied().map(by).collect(),
+            Self::Veth | Self::VethChurn | Self::VethPaced => Way::ALL.map(veth::by).to_vec(),
         }
     }
 
@@ -140,7 +128,7 @@ impl Case {
     pub(crate) fn subject(self) -> Entrant {
         match self {
             Self::TwoWorkers | Self::Memory | Self::Start => two(Kind::Nodens),
-            case if case.is_over_veth() => by(Way::Notrack),
+            Self::Veth | Self::VethChurn | Self::VethPaced => veth::by(Way::Notrack),
             _ => one(Kind::Nodens),
         }
     }
@@ -161,7 +149,7 @@ impl Case {
             }
             Self::Memory => &[Idle, Loaded],
             Self::Start => &[Start],
-            veth => veth::columns(veth),
+            Self::Veth | Self::VethChurn | Self::VethPaced => veth::columns(self),
         }
     }
 
@@ -194,7 +182,7 @@ impl Case {
                 Target::value(Loaded, two(Nodens)).at_most(12.0),
             ],
             Self::Start => vec![Target::value(Start, two(Nodens)).at_most(20.0)],
-            veth => veth::targets(veth),
+            Self::Veth | Self::VethChurn | Self::VethPaced => veth::targets(self),
         }
     }
 
@@ -209,11 +197,11 @@ impl Case {
                 cached(entrant, bed, cores, seconds, load)
             }
             Self::TwoWorkers => shared(entrant, bed, cores, seconds),
-            Self::Miss => misses::missed(entrant, bed, cores, seconds, 100),
-            Self::MissOne => misses::missed(entrant, bed, cores, seconds, 1),
+            Self::Miss => missed(entrant, bed, cores, seconds, 100),
+            Self::MissOne => missed(entrant, bed, cores, seconds, 1),
             Self::Memory => memory(entrant, bed, cores),
             Self::Start => start(entrant, bed, cores),
-            veth => veth::run(veth, entrant, bed, cores, seconds),
+            Self::Veth | Self::VethChurn | Self::VethPaced => veth::run(self, entrant, bed, cores, seconds),
         }
     }
 }
@@ -295,6 +283,86 @@ pub(crate) fn expect_rest(run: &mut Run, authority: Usage, outcome: &Outcome) {
     let allowed = AUTHORITY_SECONDS_PER_QUERY * outcome.completed as f64 + AUTHORITY_SHARE * outcome.seconds;
     if worked > allowed && run.fault.is_none() {
         run.fault = Some(format!("not all were cached: NSD worked {:.1} ms", worked * 1000.0));
+    }
+}
+
+/// Every name is asked for once. The load's core has dnsperf and NSD.
+fn missed(entrant: Entrant, bed: &Bed, cores: Cores, seconds: u32, outstanding: u32) -> Result<Run> {
+    let server = Server::start(entrant.kind, entrant.workers, bed, &[cores.server])?;
+    let load = Load { tcp: false, clients: 1, outstanding, rate: None };
+    let (log, load_cpus) = (bed.file("dnsperf.log"), [cores.load]);
+    load.run(server.address, &bed.inputs.once_before, Until::Once, &load_cpus, &log)?;
+    let (before, connected) = (Counted::now(&server, bed)?, server.process.usage()?);
+    let outcome = load.run(server.address, &bed.inputs.once, Until::TimeOrOnce(seconds), &load_cpus, &log)?;
+    let used = server.process.usage()?.since(connected);
+    let after = Counted::now(&server, bed)?;
+    let mut run = run_of(used, &outcome, &server.process)?;
+    after.since(&before, &outcome, &mut run.values);
+    Ok(run)
+}
+
+/// What can be counted of the connections to the upstream.
+struct Counted {
+    /// Local port of each connection, and its segments with data towards the upstream.
+    connections: HashMap<String, u64>,
+    /// Connections that were closed less than a minute ago.
+    closed: usize,
+    /// The agent's own count of its writes.
+    writes: Option<f64>,
+    requests: Option<f64>,
+}
+
+impl Counted {
+    fn now(server: &Server, bed: &Bed) -> Result<Self> {
+        let port = bed.upstream_port();
+        let sockets = |state: &str, filter: &str| -> Result<String> {
+            let mut command: Command = program("ss");
+            let output =
+                command.args(["-Htinp", "state", state, filter]).output().context("ss (iproute2)")?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let established = sockets("established", &format!("dport = :{port}"))?;
+        // A line with the addresses, then an indented one with the figures.
+        let mut connections = HashMap::new();
+        let mut local = String::new();
+        for line in established.lines() {
+            if line.starts_with(char::is_whitespace) {
+                let mut words = line.split_whitespace();
+                let segments = words.find_map(|word| word.strip_prefix("data_segs_out:")?.parse().ok());
+                connections.insert(local.clone(), segments.unwrap_or_default());
+            } else {
+                local = line.split_whitespace().nth(2).unwrap_or_default().to_owned();
+            }
+        }
+        let waiting = sockets("time-wait", &format!("dport = :{port} or sport = :{port}"))?;
+        let metrics = server.metrics().ok();
+        let sum = |name| metrics.as_ref().and_then(|metrics| metrics.sum(name));
+        Ok(Self {
+            connections,
+            closed: waiting.lines().filter(|line| !line.starts_with(char::is_whitespace)).count(),
+            writes: sum("nodens_upstream_writes_total"),
+            requests: sum("nodens_upstream_requests_total"),
+        })
+    }
+
+    fn since(&self, before: &Self, outcome: &Outcome, values: &mut BTreeMap<Metric, f64>) {
+        let queries = outcome.completed.max(1) as f64;
+        let closed = self.closed.saturating_sub(before.closed);
+        values.insert(Metric::Connections, (self.connections.len() + closed) as f64);
+        // Little's law.
+        values.insert(Metric::InFlight, queries / outcome.seconds * outcome.latency_seconds);
+        // What a closed connection sent is not known any more.
+        if closed == 0 {
+            let segments = self.connections.iter().map(|(local, segments)| {
+                segments.saturating_sub(before.connections.get(local).copied().unwrap_or_default())
+            });
+            values.insert(Metric::Segments, segments.sum::<u64>() as f64 / queries);
+        }
+        if let (Some(writes), Some(writes_before), Some(requests), Some(requests_before)) =
+            (self.writes, before.writes, self.requests, before.requests)
+        {
+            values.insert(Metric::Writes, (writes - writes_before) / (requests - requests_before).max(1.0));
+        }
     }
 }
 

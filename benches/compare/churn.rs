@@ -5,18 +5,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use anyhow::{Context, Result};
 
 use crate::load::Outcome;
-use crate::mix::{self, Input};
-use crate::node::{POD_ADDRESSES, pod_address};
-use crate::process::Process;
+use crate::mix::Input;
+use crate::node::pod_address;
 use crate::sys::Epoll;
 
 /// Queries that wait for their answer at once, where there is no rate.
@@ -27,69 +22,37 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(1);
 /// Part of the rate that has to be kept.
 const KEPT: f64 = 0.99;
-/// Between the end of the sending and that of the client.
-const GRACE: Duration = Duration::from_secs(5);
 
-/// What the client is to do.
-pub(crate) struct Churn {
-    pub(crate) server: SocketAddr,
-    pub(crate) seconds: u32,
-    /// Queries a second; else as many as it can.
-    pub(crate) rate: Option<u32>,
-    /// Questions, as dnsperf reads them.
-    pub(crate) input: PathBuf,
-}
-
-impl Churn {
-    /// Adds this to a command that is this program.
-    pub(crate) fn tell(&self, command: &mut Command) {
-        command.arg("--churn").arg(self.server.to_string()).arg("--seconds").arg(self.seconds.to_string());
-        command.arg("--input").arg(&self.input);
-        if let Some(rate) = self.rate {
-            command.arg("--rate").arg(rate.to_string());
-        }
-    }
-
-    /// Lets `command` be the client, and reads what it says. Unless `may_lose`, a run in which queries are lost
-    /// does not count.
-    pub(crate) fn run(
-        &self,
-        command: Command,
-        input: &Input,
-        may_lose: bool,
-        cpus: &[usize],
-        log: &Path,
-    ) -> Result<(Outcome, f64)> {
-        let mut client = Process::start(command, cpus, log.to_owned())?;
-        let status = client.wait(Duration::from_secs(self.seconds.into()) + GRACE)?;
-        ensure!(status.success(), "the client: {status}: {}", client.last_words());
-        let output = client.output()?;
-        let said: Value = serde_json::from_str(&output).with_context(|| output.clone())?;
-        let number = |key: &str| said[key].as_f64().with_context(|| format!("no {key} in {output}"));
-        let (sent, completed) = (number("sent")?, number("completed")?);
-        let seconds = number("seconds")?;
-        let existing = input.existing(sent as u64) as f64;
-        let planned = self.rate.map_or(0.0, |rate| f64::from(rate) * seconds);
-        let fault = if sent < planned * KEPT {
-            Some(format!("the load's core was busy: only {sent} of {planned:.0} queries were sent"))
-        } else if sent != completed && !may_lose {
-            Some(format!("{} of {sent} queries lost", sent - completed))
-        } else if sent == completed && number("existing")? != existing {
-            Some(format!("{} names exist instead of {existing}", number("existing")?))
-        } else if number("wrong")? > 0.0 {
-            Some(format!("{} wrong replies", number("wrong")?))
-        } else {
-            None
-        };
-        let outcome = Outcome {
-            completed: completed as u64,
-            seconds,
-            latency_seconds: number("latency")?,
-            reply_bytes: 0.0,
-            fault,
-        };
-        Ok((outcome, 100.0 * (sent - completed) / sent.max(1.0)))
-    }
+/// Asks for so long, at a rate or as fast as it can. Runs where the pod's addresses are.
+pub(crate) fn run(server: SocketAddr, input: &Input, seconds: u32, rate: Option<u32>) -> Result<Outcome> {
+    let queries = input.questions.iter().map(|question| question.wire(0)).collect();
+    let mut client = Client {
+        queries,
+        server,
+        epoll: Epoll::new()?,
+        pending: Vec::new(),
+        waiting: 0,
+        tally: Tally::default(),
+    };
+    let sending = client.run(Duration::from_secs(seconds.into()), rate)?.as_secs_f64();
+    let tally = client.tally;
+    let (existing, planned) = (input.existing(tally.sent), rate.map_or(0.0, f64::from) * sending);
+    let fault = if (tally.sent as f64) < planned * KEPT {
+        Some(format!("the load's core was busy: only {} of {planned:.0} queries were sent", tally.sent))
+    } else if tally.sent != tally.completed {
+        Some(format!("{} of {} queries lost", tally.sent - tally.completed, tally.sent))
+    } else if tally.existing != existing || tally.wrong > 0 {
+        Some(format!("{} names exist instead of {existing}, {} wrong replies", tally.existing, tally.wrong))
+    } else {
+        None
+    };
+    Ok(Outcome {
+        completed: tally.completed,
+        seconds: sending,
+        latency_seconds: tally.waited.as_secs_f64() / tally.completed.max(1) as f64,
+        reply_bytes: tally.bytes as f64 / tally.completed.max(1) as f64,
+        fault,
+    })
 }
 
 /// A query that waits for its answer.
@@ -105,23 +68,8 @@ struct Tally {
     completed: u64,
     existing: u64,
     wrong: u64,
+    bytes: usize,
     waited: Duration,
-}
-
-/// The client. Where it runs, the pod's addresses must be.
-pub(crate) fn be(plan: &Churn) -> Result<()> {
-    let queries = mix::read(&plan.input)?;
-    ensure!(!queries.is_empty(), "no questions");
-    let mut client =
-        Client { queries, server: plan.server, epoll: Epoll::new()?, pending: Vec::new(), waiting: 0 };
-    let (tally, seconds) = client.run(Duration::from_secs(plan.seconds.into()), plan.rate)?;
-    let latency = tally.waited.as_secs_f64() / tally.completed.max(1) as f64;
-    let said = json!({
-        "sent": tally.sent, "completed": tally.completed, "existing": tally.existing, "wrong": tally.wrong,
-        "seconds": seconds, "latency": latency,
-    });
-    println!("{said}");
-    Ok(())
 }
 
 struct Client {
@@ -131,48 +79,46 @@ struct Client {
     /// By descriptor.
     pending: Vec<Option<Pending>>,
     waiting: u64,
+    tally: Tally,
 }
 
 impl Client {
-    fn run(&mut self, time: Duration, rate: Option<u32>) -> Result<(Tally, f64)> {
-        let mut tally = Tally::default();
-        let mut order = VecDeque::new();
-        let mut ready = Vec::new();
-        let start = Instant::now();
-        let mut sending = Duration::ZERO;
-        while sending == Duration::ZERO || self.waiting > 0 {
+    /// For how long it has sent.
+    fn run(&mut self, time: Duration, rate: Option<u32>) -> Result<Duration> {
+        let (mut order, mut ready) = (VecDeque::new(), Vec::new());
+        let (start, mut sending) = (Instant::now(), None);
+        while sending.is_none() || self.waiting > 0 {
             let now = start.elapsed();
             if now < time {
                 let due = match rate {
-                    Some(rate) => (now.as_secs_f64() * f64::from(rate)) as u64 - tally.sent,
+                    Some(rate) => (now.as_secs_f64() * f64::from(rate)) as u64 - self.tally.sent,
                     None => OUTSTANDING - self.waiting,
                 };
                 for _ in 0..due {
-                    order.push_back((self.ask(tally.sent)?, tally.sent));
-                    tally.sent += 1;
+                    order.push_back((self.ask()?, self.tally.sent));
+                    self.tally.sent += 1;
                 }
-            } else if sending == Duration::ZERO {
-                sending = now;
+            } else {
+                sending.get_or_insert(now);
             }
             self.epoll.wait(&mut ready, LOOK)?;
             for &fd in &ready {
-                self.take(fd, &mut tally)?;
+                self.take(fd)?;
             }
             self.give_up(&mut order);
         }
-        Ok((tally, sending.as_secs_f64()))
+        Ok(sending.unwrap_or_default())
     }
 
     /// Sends a query from a new socket, whose port the kernel picks.
-    fn ask(&mut self, number: u64) -> Result<RawFd> {
-        let from = SocketAddr::from((pod_address((number % u64::from(POD_ADDRESSES)) as u8), 0));
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), None)?;
-        socket.bind(&from.into())?;
-        socket.connect(&self.server.into())?;
+    fn ask(&mut self) -> Result<RawFd> {
+        let number = self.tally.sent;
+        let socket = UdpSocket::bind((pod_address(number), 0))?;
+        socket.set_nonblocking(true)?;
+        socket.connect(self.server)?;
         let index = (number % self.queries.len() as u64) as usize;
         let query = &mut self.queries[index];
         query[..2].copy_from_slice(&(number as u16).to_be_bytes());
-        let socket = UdpSocket::from(socket);
         self.epoll.add(&socket)?;
         socket.send(query)?;
         let fd = socket.as_raw_fd();
@@ -186,7 +132,7 @@ impl Client {
     }
 
     /// Takes a reply, after which the socket is closed.
-    fn take(&mut self, fd: RawFd, tally: &mut Tally) -> Result<()> {
+    fn take(&mut self, fd: RawFd) -> Result<()> {
         let slot = &mut self.pending[usize::try_from(fd)?];
         let Some(pending) = slot else { return Ok(()) };
         let mut reply = [0; 1500];
@@ -198,12 +144,13 @@ impl Client {
         let is_reply =
             length >= 12 && reply[..2] == (pending.number as u16).to_be_bytes() && reply[2] & 0x80 != 0;
         match reply[3] & 0x0f {
-            0 if is_reply => tally.existing += 1,
+            0 if is_reply => self.tally.existing += 1,
             3 if is_reply => {}
-            _ => tally.wrong += 1,
+            _ => self.tally.wrong += 1,
         }
-        tally.completed += 1;
-        tally.waited += pending.sent.elapsed();
+        self.tally.completed += 1;
+        self.tally.bytes += length;
+        self.tally.waited += pending.sent.elapsed();
         *slot = None;
         self.waiting -= 1;
         Ok(())

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -60,19 +59,7 @@ impl Load {
         cpus: &[usize],
         log: &Path,
     ) -> Result<Outcome> {
-        self.run_by(program("dnsperf"), server, input, until, cpus, log)
-    }
-
-    /// The same by a command that starts dnsperf.
-    pub(crate) fn run_by(
-        self,
-        mut command: Command,
-        server: SocketAddr,
-        input: &Input,
-        until: Until,
-        cpus: &[usize],
-        log: &Path,
-    ) -> Result<Outcome> {
+        let mut command = program("dnsperf");
         command.args(["-s", &server.ip().to_string(), "-p", &server.port().to_string(), "-T", "1"]);
         command.args(["-m", if self.tcp { "tcp" } else { "udp" }, "-c", &self.clients.to_string()]);
         // Its own buffers of 32 KiB would lose answers: 200 at once need 150 KiB in the kernel.

@@ -1,69 +1,81 @@
-//! What all CPUs of the machine do together, for work that no process is charged with.
+//! What the kernel counts for all processes together: CPU time of the machine, connections of this namespace.
 
 use std::fs;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::sys;
 
-/// How long the machine is watched before a run, to see what else it does.
-const WATCH: Duration = Duration::from_millis(300);
-
-/// Readings of `/proc/stat`, summed over all CPUs.
+/// Readings, of which differences count.
 pub(crate) struct Machine {
     at: Instant,
     cpus: u32,
-    /// Not a sample as the other figures are: the kernel notes when a CPU becomes idle, and when it wakes.
+    /// Of all CPUs, with what another virtual machine had. Not a sample: the kernel notes when a CPU becomes idle, and
+    /// when it wakes.
     idle: Duration,
-    stolen: Duration,
     /// A sample at each clock tick.
     softirq: Duration,
+    /// In the table of connections.
+    entries: u64,
+    /// Given up because the table was full, and packets that were dropped because it was.
+    overflows: u64,
 }
 
-/// CPU time of all CPUs together.
+/// What has been done between two readings.
 pub(crate) struct Work {
+    /// CPU time of all CPUs together.
     pub(crate) busy: Duration,
     pub(crate) softirq: Duration,
+    /// More of them.
+    pub(crate) entries: f64,
+    pub(crate) overflows: u64,
 }
 
 impl Machine {
     pub(crate) fn now() -> Result<Self> {
         let text = fs::read_to_string("/proc/stat")?;
         let at = Instant::now();
-        let fields: Vec<u32> = text
-            .lines()
-            .find_map(|line| line.strip_prefix("cpu "))
-            .context("no line cpu in /proc/stat")?
-            .split_whitespace()
-            .map(|field| field.parse::<u64>().map(|ticks| ticks as u32))
-            .collect::<Result<_, _>>()?;
-        let [_, _, _, idle, waiting, _, softirq, stolen, ..] = fields[..] else {
-            anyhow::bail!("too few fields in /proc/stat")
-        };
-        let cpus = text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "));
+        let all = text.lines().find_map(|line| line.strip_prefix("cpu ")).context("no line cpu")?;
+        let ticks: Vec<u64> = all.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let [_, _, _, idle, waiting, _, softirq, stolen, ..] = ticks[..] else { bail!("too few fields") };
+        let time = |ticks: u64| sys::tick().mul_f64(ticks as f64);
+        // Missing while the kernel has no connection tracking at all.
+        let entries = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
         Ok(Self {
             at,
-            cpus: cpus.count() as u32,
-            idle: sys::tick() * idle.wrapping_add(waiting),
-            stolen: sys::tick() * stolen,
-            softirq: sys::tick() * softirq,
+            cpus: text.lines().filter(|line| line.starts_with("cpu")).count() as u32 - 1,
+            idle: time(idle + waiting + stolen),
+            softirq: time(softirq),
+            entries: entries.map_or(Ok(0), |text| text.trim().parse())?,
+            overflows: overflows()?,
         })
     }
 
-    /// What has been done since: the time of all CPUs in which they were not idle, nor another machine's.
+    /// What has been done since.
     pub(crate) fn work(&self) -> Result<Work> {
         let now = Self::now()?;
-        let passed = (now.at - self.at) * self.cpus;
-        let idle = now.idle.saturating_sub(self.idle) + now.stolen.saturating_sub(self.stolen);
-        Ok(Work { busy: passed.saturating_sub(idle), softirq: now.softirq.saturating_sub(self.softirq) })
+        Ok(Work {
+            busy: ((now.at - self.at) * self.cpus).saturating_sub(now.idle.saturating_sub(self.idle)),
+            softirq: now.softirq.saturating_sub(self.softirq),
+            entries: now.entries as f64 - self.entries as f64,
+            overflows: now.overflows.saturating_sub(self.overflows),
+        })
     }
+}
 
-    /// What the machine does while the bench does nothing, in percent of one CPU.
-    pub(crate) fn others_percent() -> Result<f64> {
-        let start = Self::now()?;
-        thread::sleep(WATCH);
-        Ok(100.0 * start.work()?.busy.as_secs_f64() / start.at.elapsed().as_secs_f64())
+/// A line of titles, then one of hexadecimal numbers for each CPU.
+fn overflows() -> Result<u64> {
+    let statistics = fs::read_to_string("/proc/net/stat/nf_conntrack").unwrap_or_default();
+    let mut lines = statistics.lines();
+    let titles: Vec<_> = lines.next().unwrap_or_default().split_whitespace().collect();
+    let mut sum = 0;
+    for line in lines {
+        for (title, value) in titles.iter().zip(line.split_whitespace()) {
+            if ["drop", "early_drop"].contains(title) {
+                sum += u64::from_str_radix(value, 16)?;
+            }
+        }
     }
+    Ok(sum)
 }

@@ -76,15 +76,6 @@ impl Input {
     }
 }
 
-/// The queries that a file of questions stands for, with 0 as their ID.
-pub(crate) fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
-    let text = fs::read_to_string(path)?;
-    let questions = text.lines().filter_map(|line| line.split_once(' '));
-    let queries = questions
-        .map(|(name, kind)| Question { name: name.to_owned(), aaaa: kind == "AAAA", exists: true }.wire(0));
-    Ok(queries.collect())
-}
-
 /// All inputs.
 pub(crate) struct Inputs {
     /// The Kubernetes-like mix.

@@ -26,13 +26,10 @@ pub(crate) enum Metric {
     Idle,
     Loaded,
     Start,
+    Client,
     Machine,
     Softirq,
-    Others,
     Entries,
-    Dropped,
-    Evicted,
-    Lost,
 }
 
 impl Metric {
@@ -54,26 +51,23 @@ impl Metric {
             Self::Idle => "idle RSS MiB",
             Self::Loaded => "RSS MiB, 10,000 entries",
             Self::Start => "start ms",
+            Self::Client => "client us/query",
             Self::Machine => "machine us/query",
             Self::Softirq => "softirq us/query",
-            Self::Others => "others %",
-            Self::Entries => "entries",
-            Self::Dropped => "packets dropped",
-            Self::Evicted => "entries evicted",
-            Self::Lost => "lost %",
+            Self::Entries => "conntrack entries",
         }
     }
 
     fn decimals(self) -> usize {
         match self {
             Self::Cpu | Self::User | Self::System | Self::Segments | Self::Writes => 2,
-            Self::Machine | Self::Softirq => 2,
+            Self::Client | Self::Machine | Self::Softirq => 2,
             Self::Idle | Self::Loaded | Self::Resident | Self::Start | Self::InFlight | Self::LesserShare => {
                 1
             }
-            Self::Lost => 1,
-            Self::Qps | Self::Busy | Self::Latency | Self::ReplyBytes | Self::Connections => 0,
-            Self::Others | Self::Entries | Self::Dropped | Self::Evicted => 0,
+            Self::Qps | Self::Busy | Self::Latency | Self::ReplyBytes | Self::Connections | Self::Entries => {
+                0
+            }
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Unbound,
     Dnsdist,
     Dnsmasq,
+    /// The agent, on the addresses of a node
+    OnNode(Way),
 }
 
 impl Kind {
@@ -45,6 +47,7 @@ impl Kind {
             Self::Unbound => "unbound",
             Self::Dnsdist => "dnsdist",
             Self::Dnsmasq => "dnsmasq",
+            Self::OnNode(way) => way.name(),
         }
     }
 
@@ -52,7 +55,9 @@ impl Kind {
     pub(crate) fn version(self) -> String {
         match self {
             Self::Echo => "the floor: no DNS, replies of the real size".into(),
-            Self::Nodens => version_line(Command::new(env!("CARGO_BIN_EXE_nodens")).arg("--version")),
+            Self::Nodens | Self::OnNode(_) => {
+                version_line(Command::new(env!("CARGO_BIN_EXE_nodens")).arg("--version"))
+            }
             Self::Unbound => version_line(program("unbound").arg("-V")),
             Self::Dnsdist => version_line(program("dnsdist").arg("--version")),
             Self::Dnsmasq => version_line(program("dnsmasq").arg("--version")),
@@ -90,7 +95,10 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server with so many workers on `cpus`, and waits for its first answer.
     pub(crate) fn start(kind: Kind, workers: u32, bed: &Bed, cpus: &[usize]) -> Result<Self> {
-        let (address, admin) = (free_address()?, free_address()?);
+        let (mut address, admin) = (free_address()?, free_address()?);
+        if let Kind::OnNode(way) = kind {
+            address = way.asked();
+        }
         let directory = bed.directory.join(kind.name());
         fs::create_dir_all(&directory)?;
         let command = match kind {
@@ -99,35 +107,17 @@ impl Server {
             Kind::Unbound => tuned::unbound(address, workers, bed.upstream, &directory)?,
             Kind::Dnsdist => tuned::dnsdist(address, bed.upstream, &directory)?,
             Kind::Dnsmasq => tuned::dnsmasq(address, bed.upstream, &directory)?,
+            Kind::OnNode(way) => tuned::nodens_on_node(way, admin, bed.upstream, &directory)?,
         };
-        Self::answering(command, address, admin, cpus, &directory)
-    }
-
-    /// Starts the agent on this namespace's addresses, with one worker.
-    pub(crate) fn on_node(way: Way, bed: &Bed, cpus: &[usize]) -> Result<Self> {
-        let admin = free_address()?;
-        let directory = bed.directory.join(Kind::Nodens.name());
-        fs::create_dir_all(&directory)?;
-        let command = tuned::nodens_on_node(way, admin, bed.upstream, &directory)?;
-        Self::answering(command, way.asked(), admin, cpus, &directory)
+        let start = Instant::now();
+        let mut process = Process::start(command, cpus, directory.join("log"))?;
+        let started_in = first_answer(&mut process, address, start)?;
+        Ok(Self { process, address, admin, started_in })
     }
 
     /// Lets it leave, with what it has set up.
     pub(crate) fn leave(mut self) {
         self.process.terminate();
-    }
-
-    fn answering(
-        command: Command,
-        address: SocketAddr,
-        admin: SocketAddr,
-        cpus: &[usize],
-        directory: &Path,
-    ) -> Result<Self> {
-        let start = Instant::now();
-        let mut process = Process::start(command, cpus, directory.join("log"))?;
-        let started_in = first_answer(&mut process, address, start)?;
-        Ok(Self { process, address, admin, started_in })
     }
 
     /// The sum of a metric over its labels, where the server exports metrics.
@@ -201,7 +191,7 @@ pub(crate) struct Bed {
     pub(crate) inputs: Inputs,
     /// Length and RCODE of the real answers, for the echo server.
     replies: PathBuf,
-    /// Where this process's network namespace is one.
+    /// Where this process is on one.
     pub(crate) node: Option<Node>,
 }
 

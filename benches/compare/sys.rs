@@ -86,6 +86,34 @@ pub(crate) fn process_cpu(pid: u32) -> io::Result<Duration> {
     Ok(Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0)))
 }
 
+/// CPU time of the calling thread, and of all children that have been waited for.
+pub(crate) fn client_cpu() -> io::Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for who in [libc::RUSAGE_THREAD, libc::RUSAGE_CHILDREN] {
+        // SAFETY: a C structure of numbers, for which zero is a value.
+        let mut usage: libc::rusage = unsafe { mem::zeroed() };
+        // SAFETY: `usage` is valid for writing.
+        check(unsafe { libc::getrusage(who, &mut usage) })?;
+        for time in [usage.ru_utime, usage.ru_stime] {
+            sum += Duration::from_secs(time.tv_sec.cast_unsigned());
+            sum += Duration::from_micros(time.tv_usec.cast_unsigned());
+        }
+    }
+    Ok(sum)
+}
+
+/// Puts the calling thread, and what it starts from now on, into a new network namespace.
+pub(crate) fn new_network() -> io::Result<()> {
+    // SAFETY: unshare takes a number only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Puts the calling thread, and what it starts from now on, into a network namespace.
+pub(crate) fn enter_network(namespace: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: setns takes numbers only.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
 /// Length of a clock tick as /proc counts them.
 pub(crate) fn tick() -> Duration {
     // SAFETY: sysconf takes a number and returns one.

@@ -28,11 +28,10 @@ pub(crate) fn nodens(
     upstream: SocketAddr,
     directory: &Path,
 ) -> Result<Command> {
-    let keys = format!("listen: [\"{address}\"]\nworkers: {workers}\n");
-    nodens_with(&keys, admin, upstream, directory)
+    nodens_with(&format!("listen: [\"{address}\"]\nworkers: {workers}\n"), admin, upstream, directory)
 }
 
-/// The same where its address is one of its node.
+/// The same with one worker, where its address is one of its node.
 pub(crate) fn nodens_on_node(
     way: Way,
     admin: SocketAddr,

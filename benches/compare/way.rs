@@ -9,8 +9,6 @@ pub(crate) const CLUSTER_IP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::n
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// Over loopback, in the machine's own namespace
-    Loopback,
     /// No rule in the node's namespace, so that its kernel tracks nothing
     Bare,
     /// Rules for NAT as kube-proxy has them, so that the node's kernel tracks connections
@@ -22,13 +20,14 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) fn name(self) -> Option<&'static str> {
+    pub(crate) const ALL: [Self; 4] = [Self::Bare, Self::Tracked, Self::Notrack, Self::Intercept];
+
+    pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Loopback => None,
-            Self::Bare => Some("bare"),
-            Self::Tracked => Some("tracked"),
-            Self::Notrack => Some("notrack"),
-            Self::Intercept => Some("intercept"),
+            Self::Bare => "bare",
+            Self::Tracked => "tracked",
+            Self::Notrack => "notrack",
+            Self::Intercept => "intercept",
         }
     }
 
@@ -43,17 +42,12 @@ impl Way {
         format!(
             "listen: [\"{LOCAL}\"]
 network:
-  address_on: nodelocaldns
+  address_on: lo
   notrack: {}
   intercept: [{intercept}]
 ",
-            self.is_spared()
+            matches!(self, Self::Notrack | Self::Intercept)
         )
-    }
-
-    /// Whether the agent spares its clients' queries connection tracking.
-    pub(crate) fn is_spared(self) -> bool {
-        matches!(self, Self::Notrack | Self::Intercept)
     }
 
     /// What kube-proxy has, where it has anything.
