@@ -17,7 +17,7 @@ use crate::way::Way;
 
 /// Addresses of the pod. Each stands for a pod: one has 28,000 ports for its queries, which many queries a second
 /// would soon use again, and find their connection in the table.
-const POD_ADDRESSES: u64 = 64;
+const POD_ADDRESSES: u64 = 240;
 
 /// The address from which a query is sent.
 pub(crate) fn pod_address(query: u64) -> Ipv4Addr {
