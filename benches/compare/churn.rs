@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
@@ -23,9 +24,20 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Part of the rate that has to be kept.
 const KEPT: f64 = 0.99;
 
-/// Asks for so long, at a rate or as fast as it can. Runs where the pod's addresses are.
-pub(crate) fn run(server: SocketAddr, input: &Input, seconds: u32, rate: Option<u32>) -> Result<Outcome> {
-    let queries = input.questions.iter().map(|question| question.wire(0)).collect();
+/// How much is asked.
+pub(crate) struct Churn {
+    /// Of the input.
+    pub(crate) queries: Vec<Vec<u8>>,
+    pub(crate) time: Duration,
+    /// Queries at most; it ends earlier then.
+    pub(crate) most: u64,
+    /// Queries a second; else as many as it can.
+    pub(crate) rate: Option<u32>,
+}
+
+/// The client. Runs where the pod's addresses are.
+pub(crate) fn run(server: SocketAddr, input: &Input, mut plan: Churn) -> Result<Outcome> {
+    let queries = mem::take(&mut plan.queries);
     let mut client = Client {
         queries,
         server,
@@ -34,9 +46,9 @@ pub(crate) fn run(server: SocketAddr, input: &Input, seconds: u32, rate: Option<
         waiting: 0,
         tally: Tally::default(),
     };
-    let sending = client.run(Duration::from_secs(seconds.into()), rate)?.as_secs_f64();
+    let sending = client.run(&plan)?.as_secs_f64();
     let tally = client.tally;
-    let (existing, planned) = (input.existing(tally.sent), rate.map_or(0.0, f64::from) * sending);
+    let (existing, planned) = (input.existing(tally.sent), plan.rate.map_or(0.0, f64::from) * sending);
     let fault = if (tally.sent as f64) < planned * KEPT {
         Some(format!("the load's core was busy: only {} of {planned:.0} queries were sent", tally.sent))
     } else if tally.sent != tally.completed {
@@ -84,17 +96,17 @@ struct Client {
 
 impl Client {
     /// For how long it has sent.
-    fn run(&mut self, time: Duration, rate: Option<u32>) -> Result<Duration> {
+    fn run(&mut self, plan: &Churn) -> Result<Duration> {
         let (mut order, mut ready) = (VecDeque::new(), Vec::new());
         let (start, mut sending) = (Instant::now(), None);
         while sending.is_none() || self.waiting > 0 {
             let now = start.elapsed();
-            if now < time {
-                let due = match rate {
+            if now < plan.time && self.tally.sent < plan.most {
+                let due = match plan.rate {
                     Some(rate) => (now.as_secs_f64() * f64::from(rate)) as u64 - self.tally.sent,
                     None => OUTSTANDING - self.waiting,
                 };
-                for _ in 0..due {
+                for _ in 0..due.min(plan.most - self.tally.sent) {
                     order.push_back((self.ask()?, self.tally.sent));
                     self.tally.sent += 1;
                 }

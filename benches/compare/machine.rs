@@ -22,6 +22,11 @@ pub(crate) struct Machine {
     overflows: u64,
 }
 
+/// How many connections the table takes.
+pub(crate) fn most_entries() -> Result<u64> {
+    Ok(fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max")?.trim().parse()?)
+}
+
 /// What has been done between two readings.
 pub(crate) struct Work {
     /// CPU time of all CPUs together.

@@ -26,6 +26,7 @@ pub(crate) enum Metric {
     Idle,
     Loaded,
     Start,
+    Both,
     Client,
     Machine,
     Softirq,
@@ -51,6 +52,7 @@ impl Metric {
             Self::Idle => "idle RSS MiB",
             Self::Loaded => "RSS MiB, 10,000 entries",
             Self::Start => "start ms",
+            Self::Both => "agent+client us/query",
             Self::Client => "client us/query",
             Self::Machine => "machine us/query",
             Self::Softirq => "softirq us/query",
@@ -61,7 +63,7 @@ impl Metric {
     fn decimals(self) -> usize {
         match self {
             Self::Cpu | Self::User | Self::System | Self::Segments | Self::Writes => 2,
-            Self::Client | Self::Machine | Self::Softirq => 2,
+            Self::Both | Self::Client | Self::Machine | Self::Softirq => 2,
             Self::Idle | Self::Loaded | Self::Resident | Self::Start | Self::InFlight | Self::LesserShare => {
                 1
             }
