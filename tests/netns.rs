@@ -32,6 +32,8 @@ mod nftables;
 mod notrack;
 #[path = "netns/reachable.rs"]
 mod reachable;
+#[path = "netns/resolvers.rs"]
+mod resolvers;
 #[path = "netns/support.rs"]
 mod support;
 #[path = "netns/topology.rs"]

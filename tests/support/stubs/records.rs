@@ -2,7 +2,13 @@
 
 use std::net::IpAddr;
 
-use crate::support::{CLUSTER_ZONE, OUTSIDE, REVERSE_ZONE};
+use super::super::zones::{CLUSTER_ZONE, OUTSIDE, REVERSE_ZONE};
+
+/// The zone of the names outside, as a cluster's DNS answers them that asks further: its name and its content.
+pub(crate) fn outside() -> (&'static str, String) {
+    let head = "$ORIGIN com.\n@ 60 IN SOA ns.com. host.com. 1 3600 600 86400 60\n@ 60 IN NS ns.com.";
+    ("com", format!("{head}\n{}\n", OUTSIDE.join("\n")))
+}
 
 struct Record {
     owner: String,
