@@ -2,7 +2,8 @@
 //!
 //! Each test runs itself again inside of a network namespace that is a node. Pods and the cluster's DNS are in
 //! namespaces of their own, and a ClusterIP that no link holds leads to that DNS, as kube-proxy does it. This needs
-//! root. Debian packages: iproute2, iptables, nftables, conntrack, nsd, procps.
+//! root. Debian packages: iproute2, iptables, nftables, conntrack, nsd, procps,
+//! gcc, libc6-dev, musl-tools.
 
 #[path = "netns/agent.rs"]
 mod agent;

@@ -50,8 +50,8 @@ impl ClusterDns {
         for number in 0..NAMES {
             let _ = writeln!(zone, "n{number}.names {TTL} IN A 10.9.{}.{}", number / 250, number % 250);
         }
-        let (outside, names_outside) = records::outside();
-        let zones = [("test", &*zone), CLUSTER_ZONE, REVERSE_ZONE, (outside, &*names_outside)];
+        let (root, names_outside) = records::root_zone();
+        let zones = [("test", &*zone), CLUSTER_ZONE, REVERSE_ZONE, (root, &*names_outside)];
         for (zone, content) in zones {
             let _ = write!(config, "zone:\n  name: \"{zone}\"\n  zonefile: \"{zone}.zone\"\n");
             fs::write(dir.path().join(format!("{zone}.zone")), content).expect("zone file");

@@ -118,8 +118,8 @@ fn the_agent_resolves(agent: &Agent, client: &mut Client, servers: usize) {
     let queries = |transport| agent.admin.count("nodens_queries_total", &[("transport", transport)]) as usize;
     let (by_udp, by_tcp) = (queries("udp"), queries("tcp"));
     everything_is_resolved(client);
-    // Nine look-ups of names that are whole, or found at once; the others go along the search path.
-    assert!(queries("udp") - by_udp > 40, "{}: {} queries", client.stub.name, queries("udp") - by_udp);
+    // 14 look-ups of addresses with two questions each, and four of them with six more along the search path.
+    assert!(queries("udp") - by_udp > 50, "{}: {} queries", client.stub.name, queries("udp") - by_udp);
     assert_eq!(queries("tcp"), by_tcp, "{}", client.stub.name);
     big_answers_come(client);
     // A comes by TCP for both, unless the first one is known to fit; AAAA is empty.
@@ -172,7 +172,10 @@ fn intercepted(topology: Topology) {
         kill(&mut agent);
         for client in &mut clients {
             everything_is_resolved(client);
-            big_answers_come(client);
+            // Into a truncated answer NSD puts no record at all, which is nothing to a stub without TCP.
+            if client.stub.by_tcp {
+                big_answers_come(client);
+            }
         }
         let past = tracked(&servers);
         assert!(past > 0, "the cluster's DNS was asked by {servers:?}");
@@ -198,11 +201,13 @@ fn asked_itself(topology: Topology) {
         for client in &mut clients {
             the_agent_resolves(&agent, client, servers.len());
         }
-        // Nobody else listens there, so a name is not known for now; it is not said not to exist.
         kill(&mut agent);
-        for client in &mut clients {
-            let said = client.addresses("webapp.default.svc.cluster.local.");
-            assert_eq!(said.sorted(), Err(client.stub.server_failure.to_owned()), "{}", client.stub.name);
+        // Nobody else listens there, so a name is not known for now; it is not said not to exist.
+        if servers[..] == listen[..1] {
+            for client in &mut clients {
+                let said = client.addresses("webapp.default.svc.cluster.local.");
+                assert_eq!(said.sorted(), Err(client.stub.server_failure.to_owned()), "{}", client.stub.name);
+            }
         }
         agent = Agent::start(&body);
         for client in &mut clients {

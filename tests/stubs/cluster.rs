@@ -26,8 +26,8 @@ impl Cluster {
     /// The cluster's DNS knows the names outside as well, so that it answers ExternalNames with the CNAME
     /// and its target's addresses, as CoreDNS does.
     pub(crate) fn start() -> Self {
-        let (name, outside) = records::outside();
-        Self::before(Nsd::start(&[CLUSTER_ZONE, REVERSE_ZONE, (name, &outside)]), "")
+        let (root, outside) = records::root_zone();
+        Self::before(Nsd::start(&[CLUSTER_ZONE, REVERSE_ZONE, (root, &outside)]), "")
     }
 
     /// The cluster's DNS knows its own zones alone.

@@ -4,10 +4,12 @@ use std::net::IpAddr;
 
 use super::super::zones::{CLUSTER_ZONE, OUTSIDE, REVERSE_ZONE};
 
-/// The zone of the names outside, as a cluster's DNS answers them that asks further: its name and its content.
-pub(crate) fn outside() -> (&'static str, String) {
-    let head = "$ORIGIN com.\n@ 60 IN SOA ns.com. host.com. 1 3600 600 86400 60\n@ 60 IN NS ns.com.";
-    ("com", format!("{head}\n{}\n", OUTSIDE.join("\n")))
+/// The root zone with the names outside, for a cluster's DNS that answers for all names, as one does that asks further.
+/// Its name and its content.
+pub(crate) fn root_zone() -> (&'static str, String) {
+    let head =
+        "$ORIGIN .\n@ 60 IN SOA root.invalid. host.invalid. 1 3600 600 86400 60\n@ 60 IN NS root.invalid.";
+    (".", format!("{head}\n{}\n", OUTSIDE.join("\n")))
 }
 
 struct Record {
