@@ -15,6 +15,8 @@ use crate::topology::{ENDPOINTS, ENDPOINTS6, Families, dns_at};
 /// What the cluster's DNS gives for every name below `load.test`, and how long it may be kept. Agents under test
 /// shorten that, so that an answer says who gave it.
 pub(crate) const TTL: u32 = 30;
+/// It listens here as well as on 53.
+pub(crate) const SECOND_PORT: u16 = 5353;
 /// Names `n0.names.test` and so on.
 const NAMES: usize = 3_000;
 
@@ -33,7 +35,7 @@ impl ClusterDns {
         let path = dir.path().display();
         let mut config = String::from("server:\n  server-count: 1\n");
         for address in families.of([ENDPOINTS, ENDPOINTS6]).into_iter().flatten() {
-            let _ = writeln!(config, "  ip-address: {address}@53");
+            let _ = writeln!(config, "  ip-address: {address}@53\n  ip-address: {address}@{SECOND_PORT}");
         }
         let _ = write!(
             config,
