@@ -1,15 +1,16 @@
 //! Real stub resolvers in pods, with the resolv.conf that kubelet writes: glibc's and musl's.
 
 use std::collections::HashSet;
+use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::agent::{Agent, LISTEN, LISTEN6, holding, intercepting, zone};
 use crate::kernel::{entries_to, forget_connections};
-use crate::support::seconds;
 use crate::support::stubs::records;
 use crate::support::stubs::{Client, STUBS, Said};
-use crate::topology::{Families, Firewall, Node, Place, Proxy, Topology, on_a_node};
+use crate::support::{run, seconds};
+use crate::topology::{Families, Firewall, Node, Place, Proxy, Topology, dns_at, on_a_node};
 
 /// Sooner than the first repetition of either (musl: 2.5 s).
 const AT_ONCE: Duration = Duration::from_millis(2400);
@@ -27,6 +28,18 @@ fn clients(pod: Place) -> Vec<Client> {
         libc.map(|stub| Client::start(stub, |program| Node::command(pod, program))).collect();
     assert_eq!(clients.len(), 3);
     clients
+}
+
+/// kubelet's resolv.conf is that of the pod, and of nobody else.
+#[track_caller]
+fn only_the_pod_has_these(pod: Place, servers: &[SocketAddr]) {
+    let output = run(Node::command(pod, "cat").arg("/etc/resolv.conf")).expect("cat");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let named = text.lines().filter_map(|line| line.strip_prefix("nameserver "));
+    let named: Vec<SocketAddr> = named.map(dns_at).collect();
+    assert!(named == servers && text.contains("options ndots:5"), "{text}");
+    let of_the_node = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    assert!(servers.iter().all(|server| !of_the_node.contains(&server.ip().to_string())), "{of_the_node}");
 }
 
 /// What `getaddrinfo` says at once.
@@ -163,6 +176,7 @@ fn intercepted(topology: Topology) {
     let mut agent = Agent::start(&body);
     for servers in cluster_dns_settings(&ips) {
         node.set_cluster_dns(&servers);
+        only_the_pod_has_these(Place::Pod1, &servers);
         let mut clients = clients(Place::Pod1);
         forget_connections();
         for client in &mut clients {
@@ -197,6 +211,7 @@ fn asked_itself(topology: Topology) {
     let mut agent = Agent::start(&body);
     for servers in cluster_dns_settings(&listen) {
         node.set_cluster_dns(&servers);
+        only_the_pod_has_these(Place::Pod2, &servers);
         let mut clients = clients(Place::Pod2);
         for client in &mut clients {
             the_agent_resolves(&agent, client, servers.len());
