@@ -1,6 +1,7 @@
 //! The program under test, on the node.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Add;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -146,6 +147,16 @@ pub(crate) fn zone(servers: &[String]) -> String {
         "zones:\n  - match: [\".\"]\n    upstream: {{ servers: {servers:?} }}\n    cache:\n      \
          max_ttl: {AGENT_TTL}s\n      stale: {{ answer_ttl: {STALE_TTL}s, client_response: 300ms }}\n"
     )
+}
+
+/// Further settings, as YAML.
+impl Add<&str> for Settings {
+    type Output = Self;
+
+    fn add(mut self, more: &str) -> Self {
+        self.body.push_str(more);
+        self
+    }
 }
 
 /// Settings to listen there, with these below `network`.
