@@ -70,7 +70,13 @@ impl Agent {
     /// Replaces the body of the configuration, and waits until it is in force.
     #[track_caller]
     pub(crate) fn reload(&self, body: &str) {
-        let reloads = || self.admin.count("nodens_config_reloads_total", &[("result", "ok")]);
+        self.try_to_reload(body, "ok");
+    }
+
+    /// The same, with what comes of it.
+    #[track_caller]
+    pub(crate) fn try_to_reload(&self, body: &str, result: &str) {
+        let reloads = || self.admin.count("nodens_config_reloads_total", &[("result", result)]);
         let before = reloads();
         fs::write(self.config(), format!("{}{body}", self.head)).expect("config");
         self.process.signal("HUP");
