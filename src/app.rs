@@ -41,8 +41,9 @@ const LATE: usize = 256;
 /// How often idle connections are closed and watched files are looked at.
 pub const TICK: Duration = Duration::from_secs(1);
 
-/// How long TCP clients may take to get what they await, before packets are led past the agent.
-const FINISH: Duration = Duration::from_millis(300);
+/// How long TCP clients of ClusterIPs may take to get what they await. Nobody else waits for that: who opens a connection
+/// meanwhile is led to the cluster's DNS. The rest of [`DRAIN`] is for those who never pause.
+const FINISH: Duration = Duration::from_secs(4);
 /// Packets that were led here before the rules went are in the sockets by then: they cross one queue of the kernel's.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -248,18 +249,19 @@ impl Agent {
         tracing::info!(stats = %control::stats(&self.resolver), "statistics");
     }
 
-    /// Takes no new work, finishes what is in flight (at most [`DRAIN`]), and ends. Nothing is led here any more before
-    /// the first socket closes.
+    /// Takes no new work, finishes what is in flight (at most [`DRAIN`]), and ends. Nothing new is led here any more before
+    /// the first socket closes, and what was led here goes on to be until the last one has.
     pub async fn stop(self) {
         self.readiness.drain();
-        let deadline = Instant::now() + DRAIN;
+        let (finish, deadline) = (Instant::now() + FINISH, Instant::now() + DRAIN);
         if self.node.intercepts() {
-            self.listening.finish();
-            self.wait_for(Instant::now() + FINISH, || self.listening.clients.count() > 0).await;
             self.node.withdraw();
             tokio::time::sleep(SETTLE).await;
+            self.listening.finish();
+        } else {
+            self.listening.stop_streams();
         }
-        let workers = self.listening.stop();
+        let workers = self.listening.stop_datagrams();
         // Each notices within HEARTBEAT; joined elsewhere, so that flights go on meanwhile.
         let joined = tokio::task::spawn_blocking(move || {
             for worker in workers {
@@ -269,8 +271,14 @@ impl Agent {
         if tokio::time::timeout(DRAIN.max(HEARTBEAT), joined).await.is_err() {
             tracing::warn!("a worker did not end");
         }
+        // Last, so that whoever was about to connect when the rules went still is.
+        self.wait_for(finish, || self.node.intercepts() && self.listening.clients.count() > 0).await;
+        self.listening.stop_streams();
         let is_busy = || self.resolver.flights.waiting() > 0 || self.listening.clients.count() > 0;
         self.wait_for(deadline, is_busy).await;
+        if self.node.intercepts() {
+            tokio::time::sleep(SETTLE).await; // what says goodbye comes by the rules
+        }
         self.node.leave();
         let left = self.resolver.flights.waiting();
         let _ = std::fs::remove_file(&self.config.control);

@@ -13,6 +13,8 @@ mod client;
 mod client_ways;
 #[path = "netns/cluster_dns.rs"]
 mod cluster_dns;
+#[path = "netns/connections.rs"]
+mod connections;
 #[path = "netns/intercept.rs"]
 mod intercept;
 #[path = "netns/iptables.rs"]

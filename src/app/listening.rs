@@ -130,11 +130,15 @@ impl Listening {
         self.stage.send_replace(Stage::Finishing);
     }
 
-    /// Takes no new work. Returns the threads, each of which notices within
+    /// Takes no more datagrams. Returns the threads, each of which notices within
     /// [`HEARTBEAT`](crate::serve::socket::HEARTBEAT).
-    pub(super) fn stop(&self) -> Vec<JoinHandle<()>> {
+    pub(super) fn stop_datagrams(&self) -> Vec<JoinHandle<()>> {
         self.stop_workers.store(true, Ordering::Relaxed);
-        self.stage.send_replace(Stage::Stopping);
         std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes no more TCP clients, and nothing more from those that are there.
+    pub(super) fn stop_streams(&self) {
+        self.stage.send_replace(Stage::Stopping);
     }
 }

@@ -199,3 +199,30 @@ fn the_rules_follow_the_ports_of_a_reload() {
         assert_eq!(tables(), after);
     });
 }
+
+/// More rules than a socket sends at once.
+#[test]
+fn a_reload_whose_rules_the_kernel_refuses_changes_nothing() {
+    on_a_node(TOPOLOGY, || {
+        let _node = Node::start();
+        let mut agent = Agent::on_loopback(&[], &four_ways(true));
+        miss_in_all_zones(&agent);
+        let before = tables();
+        let servers: Vec<_> = (0..1_000).map(|port| format!("tcp://{DIRECT}:{}", 10_000 + port)).collect();
+        let more = format!("zones:\n  - match: [\"many.test\"]\n    upstream: {{ servers: {servers:?} }}\n");
+        let body = four_ways(true).replace("zones:\n", &more);
+        agent.reload(&body, "failed");
+        let said = agent.process.output();
+        let line = said.lines().find(|line| line.contains("stays in force")).expect("a line");
+        assert!(line.contains("network.upstream_notrack: the kernel refused the rules: "), "{line}");
+        assert_eq!(tables(), before);
+        assert_eq!(agent.ready().0, 200, "{}", agent.ready().1);
+        miss_in_all_zones(&agent);
+        assert_eq!((entries("tcp").len(), entries("udp").len()), (0, 0));
+        // The next one is as good as it was.
+        let next =
+            four_ways(true).replace("zones:", "hosts: { records: { \"10.0.0.7\": [db.test] } }\nzones:");
+        agent.reload(&next, "ok");
+        assert_eq!(tables(), before);
+    });
+}
