@@ -1,16 +1,41 @@
-//! The stub resolvers, what each can do, and a conversation with one.
+//! Real stub resolvers: what each can do, and a conversation with one. A pod has files of its own for them.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::IpAddr;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::programs::{directory, sources};
-use crate::support::{missing, seconds};
+use super::process::missing;
+use super::seconds;
+use programs::{directory, sources};
+
+#[path = "stubs/programs.rs"]
+pub(crate) mod programs;
+#[path = "stubs/records.rs"]
+pub(crate) mod records;
 
 /// Longer than any stub resolver's own patience here.
 const PATIENCE: Duration = seconds(60);
+
+/// What a pod has in `/etc`, for the programs that `ip netns exec` starts in its namespace: kubelet's resolv.conf
+/// with these servers, and names alone that no server is asked for.
+pub(crate) fn write_files(namespace: &str, servers: &[IpAddr]) {
+    let files = Path::new("/etc/netns").join(namespace);
+    fs::create_dir_all(&files).expect("/etc/netns");
+    let servers: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let search = "search default.svc.cluster.local svc.cluster.local cluster.local";
+    for (file, content) in [
+        ("resolv.conf", format!("{search}\n{servers}options ndots:5\n")),
+        ("nsswitch.conf", "hosts: files dns\n".to_owned()),
+        ("hosts", "127.0.0.1 localhost\n".to_owned()),
+    ] {
+        fs::write(files.join(file), content).expect("a file of the namespace");
+    }
+}
 
 /// One stub resolver and what its API offers.
 pub(crate) struct Stub {
@@ -153,14 +178,15 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// `command` is for a program where its resolv.conf is that of a pod.
     #[track_caller]
-    pub(crate) fn start(stub: &'static Stub) -> Self {
+    pub(crate) fn start(stub: &'static Stub, command: impl FnOnce(&str) -> Command) -> Self {
         let place = |word: &&str| {
             word.replace("{sources}", &sources().display().to_string())
                 .replace("{built}", &directory().display().to_string())
         };
         let words: Vec<String> = stub.run.iter().map(place).collect();
-        let mut child = Command::new(&words[0])
+        let mut child = command(&words[0])
             .args(&words[1..])
             .envs(stub.environment)
             .stdin(Stdio::piped())

@@ -2,7 +2,15 @@
 
 use std::net::IpAddr;
 
-use crate::support::{CLUSTER_ZONE, OUTSIDE, REVERSE_ZONE};
+use super::super::zones::{CLUSTER_ZONE, OUTSIDE, REVERSE_ZONE};
+
+/// The root zone with the names outside, for a cluster's DNS that answers for all names, as one does that asks further.
+/// Its name and its content.
+pub(crate) fn root_zone() -> (&'static str, String) {
+    let head =
+        "$ORIGIN .\n@ 60 IN SOA root.invalid. host.invalid. 1 3600 600 86400 60\n@ 60 IN NS root.invalid.";
+    (".", format!("{head}\n{}\n", OUTSIDE.join("\n")))
+}
 
 struct Record {
     owner: String,
