@@ -251,7 +251,8 @@ fn snapshot(answers: &[Vec<u8>], age: Duration) -> Vec<u8> {
     out.into_inner()
 }
 
-/// What a process leaves to the next: one answer each, and several of different ages.
+/// What a process leaves to the next: one answer each, and several of different ages. And a failure, which none
+/// leaves.
 pub(crate) fn snapshots() -> Vec<Seed> {
     let is_kept = |message: &[u8]| {
         let Ok(key) = Key::of_answer([0, 0], message) else { return false };
@@ -263,9 +264,10 @@ pub(crate) fn snapshots() -> Vec<Seed> {
         })
     };
     let mut answers = responses();
+    let failures: Vec<Seed> = answers.extract_if(.., |(name, _)| name == "servfail").collect();
     answers.retain(|(_, message)| message.len() < 1000 && is_kept(message));
     let mut seeds = vec![("none".to_owned(), snapshot(&[], Duration::ZERO))];
-    for (name, message) in &answers {
+    for (name, message) in failures.iter().chain(&answers) {
         seeds.push((name.clone(), snapshot(std::slice::from_ref(message), Duration::from_secs(1))));
     }
     let all: Vec<Vec<u8>> = answers.into_iter().map(|(_, message)| message).collect();
