@@ -31,7 +31,7 @@ use crate::parent::{self, CACHE, SOCKET};
 use crate::serve::socket::{self, Manner};
 use crate::sys;
 use child::{Child, Ended};
-use handover::{DRAIN, Door, GONE, Previous, STANDBY, Wish};
+use handover::{DRAIN, Door, GONE, PATIENCE, Previous, STANDBY, Wish};
 pub use plan::Plan;
 use plan::Refused;
 use relay::{Relay, Sockets};
@@ -90,6 +90,8 @@ enum State {
 #[derive(Debug)]
 struct Visitor {
     socket: Socket,
+    /// It has said something by then, or it goes.
+    speaks: Option<Instant>,
     /// It gets everything as soon as the child has written its cache down, and at the latest then.
     waits: Option<Instant>,
 }
@@ -156,7 +158,7 @@ impl Keep {
     fn run(mut self) -> io::Result<ExitCode> {
         use Signal as S;
         let signals = sys::signals(&[S::CHILD, S::TERM, S::INT, S::HUP, S::USR1].map(S::as_raw))?;
-        self.take_over();
+        self.take_over()?;
         self.open_missing();
         if self.previous.is_none() {
             self.open_door();
@@ -188,16 +190,31 @@ impl Keep {
     }
 
     /// Takes what a previous `keep` holds, if there is one.
-    fn take_over(&mut self) {
-        let Some(previous) = Previous::find(&self.plan.handover) else { return };
+    ///
+    /// # Errors
+    /// When it gives nothing though it is there. Two that do not know of each other would lose queries.
+    fn take_over(&mut self) -> io::Result<()> {
+        let Some(previous) = Previous::find(&self.plan.handover) else { return Ok(()) };
         match previous.receive() {
             Ok(held) => {
                 self.held = held.into_iter().filter_map(|held| self.wanted(held)).collect();
                 say(&format!("taking over {} descriptors from the previous one", self.held.len()));
                 self.previous = Some((previous, Instant::now() + TAKE_OVER));
             }
-            Err(error) => say(&format!("the previous one gives nothing, and goes on beside us: {error}")),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                say("the previous one hangs: its agent may go on beside ours");
+            }
+            Err(error)
+                if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset].contains(&error.kind()) =>
+            {
+                say("the previous one ends, or is another user's");
+            }
+            Err(error) => {
+                let why = format!("the previous one goes on, and gives us nothing: {error}: end it first");
+                return Err(io::Error::new(error.kind(), why));
+            }
         }
+        Ok(())
     }
 
     /// Sockets that the plan has, and a copy of the cache: the original is the previous agent's to write.
@@ -289,7 +306,8 @@ impl Keep {
 
     /// Waits until something is due or happens.
     fn wait(&self, signals: &OwnedFd) -> io::Result<()> {
-        let mut due: Vec<Instant> = self.visitors.iter().filter_map(|visitor| visitor.waits).collect();
+        let visitors = self.visitors.iter().flat_map(|visitor| [visitor.waits, visitor.speaks]);
+        let mut due: Vec<Instant> = visitors.flatten().collect();
         let mut events = vec![PollFd::new(signals, PollFlags::IN)];
         match &self.state {
             State::Running(child) => {
@@ -458,10 +476,14 @@ impl Keep {
         while self.visitors.len() < VISITORS
             && let Some(socket) = self.door.as_ref().and_then(Door::welcome)
         {
-            self.visitors.push(Visitor { socket, waits: None });
+            self.visitors.push(Visitor { socket, speaks: Some(Instant::now() + PATIENCE), waits: None });
         }
+        let now = Instant::now();
+        self.visitors.retain(|visitor| visitor.speaks.is_none_or(|until| now < until));
         for at in (0..self.visitors.len()).rev() {
-            match handover::wish(&self.visitors[at].socket) {
+            let wish = handover::wish(&self.visitors[at].socket);
+            self.visitors[at].speaks.take_if(|_| wish.is_some());
+            match wish {
                 None | Some(Wish::Standby) => {}
                 Some(Wish::Everything) => {
                     let is_written = match &self.state {
