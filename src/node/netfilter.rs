@@ -5,6 +5,8 @@
 //! written as nft(8) writes them, by hand: these few messages are all that is needed, the crate that knows all of
 //! netlink has 227,000 lines, and `nft` itself, a process of its own, could not be the owner.
 
+mod conntrack;
+mod firewall;
 mod numbers;
 mod rule;
 mod seen;
@@ -14,6 +16,8 @@ mod words;
 
 use std::io;
 
+pub use conntrack::{Tracked, conntrack};
+pub use firewall::{Firewall, OPENED, Opened};
 pub use rule::{Bits, Chain, Hook, Kind, MANGLE, RAW, Rule};
 pub use seen::{Base, ChainSeen, Family, RuleSeen, TableSeen, tables};
 pub use table::{Ownership, Table, remove_orphans};
@@ -37,6 +41,11 @@ pub enum Refusal {
         "this kernel cannot do what the rules of chain {0} need (CONFIG_NFT_CT, CONFIG_NFT_SOCKET, modules nft_ct, nft_socket)"
     )]
     NoExpression(String),
+    /// Connection tracking is not there, or cannot be listed.
+    #[error(
+        "this kernel does not list tracked connections (CONFIG_NF_CT_NETLINK, module nf_conntrack_netlink)"
+    )]
+    NoConntrackList,
     /// Anything else.
     #[error("the kernel refused {0}: {1}")]
     Other(String, io::Error),

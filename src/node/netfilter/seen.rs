@@ -135,7 +135,7 @@ pub struct RuleSeen {
     pub comment: Option<String>,
     /// What it compares with or sets that is as long as an address. Marks are as long as an IPv4 address.
     pub addresses: Vec<IpAddr>,
-    /// What it compares with that is as long as a port, and the ports of iptables' `udp` and `tcp`.
+    /// What it compares with that is as long as a port, and the destination port of iptables' `udp` and `tcp`.
     pub ports: Vec<u16>,
     /// Its expressions from left to right: as the kernel calls them (`meta`, `payload`, `notrack`), a verdict by its
     /// own name (`accept`, `drop`, `jump KUBE-SERVICES`), iptables' matches and targets by theirs (`comment`, `CT`).
@@ -288,4 +288,28 @@ fn rule(attributes: Attributes<'_>) -> RuleSeen {
     let user_data = attributes.find(RULE_USERDATA).unwrap_or_default();
     let rule = words::read(attributes.nested(RULE_EXPRESSIONS), user_data);
     RuleSeen { handle: attributes.long(RULE_HANDLE).unwrap_or_default(), ..rule }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_changes_is_read_again_and_not_for_ever() {
+        let reads = |answers: &dyn Fn(usize) -> io::Result<Listed>| {
+            let mut read = 0;
+            let result = until_it_stays(|| {
+                read += 1;
+                answers(read)
+            });
+            (read, result.is_ok())
+        };
+        assert_eq!(reads(&|_| Ok(Listed::Whole)), (1, true));
+        assert_eq!(reads(&|_| Ok(Listed::Cut)), (1, true));
+        assert_eq!(reads(&|read| Ok(if read < 3 { Listed::Changed } else { Listed::Whole })), (3, true));
+        assert_eq!(reads(&|_| Ok(Listed::Changed)), (TRIES, true));
+        let error = |code| move |_| Err(io::Error::from_raw_os_error(code));
+        assert_eq!(reads(&error(libc::ENOENT)), (1, true));
+        assert_eq!(reads(&error(libc::EPERM)), (1, false));
+    }
 }

@@ -29,6 +29,16 @@ pub(super) fn read(expressions: Attributes<'_>, user_data: &[u8]) -> RuleSeen {
     rule
 }
 
+/// User data that is a comment, as nft(8) writes and shows it.
+pub(super) fn user_data(comment: &str) -> Vec<u8> {
+    // Its length has one byte, and the zero at the end is counted. Ours are far shorter.
+    let text = &comment.as_bytes()[..comment.len().min(usize::from(u8::MAX) - 1)];
+    let mut data = vec![COMMENT, text.len() as u8 + 1];
+    data.extend_from_slice(text);
+    data.push(0);
+    data
+}
+
 /// Takes what the rule is asked for out of one expression; returns its name.
 fn expression(name: String, data: Attributes<'_>, rule: &mut RuleSeen) -> String {
     match name.as_str() {
@@ -129,11 +139,12 @@ mod tests {
 
     #[test]
     fn user_data_and_iptables_matches_hold_comments() {
-        let user_data = [&[7, 2, 1, 1, COMMENT, 5][..], b"ours\0"].concat();
-        assert_eq!(read(Attributes::default(), &user_data).comment.as_deref(), Some("ours"));
-        for cut in 0..user_data.len() {
-            assert_eq!(read(Attributes::default(), &user_data[..cut]).comment, None, "{cut}");
+        let data = [&[7, 2, 1, 1, COMMENT, 5][..], b"ours\0"].concat();
+        assert_eq!(read(Attributes::default(), &data).comment.as_deref(), Some("ours"));
+        for cut in 0..data.len() {
+            assert_eq!(read(Attributes::default(), &data[..cut]).comment, None, "{cut}");
         }
+        assert_eq!(read(Attributes::default(), &user_data("ours")).comment.as_deref(), Some("ours"));
         let mut rule = RuleSeen::default();
         let mut info = b"NodeLocal DNS Cache: skip conntrack".to_vec();
         info.resize(LETTERS, 0);
@@ -141,6 +152,9 @@ mod tests {
         assert_eq!(rule.comment.as_deref(), Some("NodeLocal DNS Cache: skip conntrack"));
         compat("udp", &[0; 3], &mut rule);
         assert!(rule.ports.is_empty());
+        compat("tcp", &[0u16, u16::MAX, 53, 53, 0].map(u16::to_ne_bytes).concat(), &mut rule);
+        compat("udp", &[0u16, u16::MAX, 1, 1023].map(u16::to_ne_bytes).concat(), &mut rule);
+        assert_eq!(rule.ports, [53], "a range is no port");
     }
 
     #[test]

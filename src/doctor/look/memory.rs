@@ -1,0 +1,100 @@
+//! How much memory a process may take: cgroups, both versions.
+
+use std::path::{Path, PathBuf};
+
+use crate::doctor::finding::Seen;
+use crate::doctor::sources::Sources;
+
+/// A limit, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// Bytes.
+    pub bytes: u64,
+    /// The file that says so.
+    pub file: PathBuf,
+}
+
+/// Version 1 writes "no limit" as the largest number of whole pages.
+const NONE: u64 = 1 << 60;
+
+/// The smallest limit of a process's cgroup and all above it; `None` for none.
+///
+/// # Errors
+/// Why it cannot be seen.
+pub fn limit(sources: &Sources, process: &str) -> Seen<Option<Limit>> {
+    let text = sources.read(format!("/proc/{process}/cgroup"))?;
+    let mut limits = Vec::new();
+    for line in text.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        let (top, file) = if controllers.is_empty() {
+            // Alone, or beside those of version 1.
+            let unified = sources.path("/sys/fs/cgroup/unified").is_dir();
+            (if unified { "/sys/fs/cgroup/unified" } else { "/sys/fs/cgroup" }, "memory.max")
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            continue;
+        };
+        // In a container the path may be one of the host, which is not there: its own is at the top.
+        let below = Path::new(path.trim_start_matches('/'));
+        for folder in below.ancestors() {
+            let file = Path::new(top).join(folder).join(file);
+            // Only numbers are limits: version 2 writes "max".
+            limits.extend(sources.number(&file).ok().map(|bytes| Limit { bytes, file }));
+        }
+    }
+    Ok(limits.into_iter().filter(|limit| limit.bytes < NONE).min_by_key(|limit| limit.bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn node(files: &[(&str, &str)]) -> (tempfile::TempDir, Sources) {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let sources = Sources { root: dir.path().to_owned(), kubelet: PathBuf::new() };
+        (dir, sources)
+    }
+
+    #[test]
+    fn the_smallest_limit_on_the_way_up_holds() {
+        let (_dir, sources) = node(&[
+            ("proc/7/cgroup", "0::/kubepods/pod1/c1\n"),
+            ("sys/fs/cgroup/kubepods/pod1/c1/memory.max", "max\n"),
+            ("sys/fs/cgroup/kubepods/pod1/memory.max", "67108864\n"),
+            ("sys/fs/cgroup/kubepods/memory.max", "8000000000\n"),
+        ]);
+        let limit = limit(&sources, "7").unwrap().unwrap();
+        assert_eq!(limit.bytes, 64 << 20);
+        assert_eq!(limit.file, Path::new("/sys/fs/cgroup/kubepods/pod1/memory.max"));
+    }
+
+    #[test]
+    fn version_1_is_read_and_its_largest_number_is_none() {
+        let limit_in = |text| {
+            let (_dir, sources) = node(&[
+                ("proc/7/cgroup", "5:cpu,cpuacct:/a\n4:memory:/a\n"),
+                ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", text),
+            ]);
+            limit(&sources, "7").unwrap().map(|limit| limit.bytes)
+        };
+        assert_eq!(limit_in("1048576\n"), Some(1 << 20));
+        assert_eq!(limit_in("9223372036854771712\n"), None);
+    }
+
+    #[test]
+    fn a_container_has_its_own_at_the_top() {
+        let (_dir, sources) =
+            node(&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "1048576\n")]);
+        assert_eq!(limit(&sources, "self").unwrap().unwrap().bytes, 1 << 20);
+    }
+}

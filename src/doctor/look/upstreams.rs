@@ -1,0 +1,289 @@
+//! Every upstream, asked by UDP and by TCP at the same time: do they answer, and how fast?
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, MessageType, OpCode, Query};
+use hickory_proto::rr::{Name, RData, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::config::{Config, DNS_PORT, Network as Settings, Scheme, Server, Upstream};
+use crate::upstream::tls::{Client, Tls};
+use crate::upstream::transport::{Datagrams, Kernel, Link, Network};
+
+/// A server that needs longer is of no use to a client, which gives up after 5 s and two or three servers.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Within it a datagram is sent so often: one that is lost does not condemn a server.
+const DATAGRAMS: u32 = 2;
+
+/// One server, and how it answered.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// The zones that ask it.
+    pub zones: Vec<String>,
+    /// As the configuration names it, and what that stands for.
+    pub label: String,
+    /// Where it is.
+    pub addr: Option<SocketAddr>,
+    /// How clients' questions go there.
+    pub how: How,
+    /// By UDP; `None` where that is never done.
+    pub udp: Option<Outcome>,
+    /// By TCP, or by TLS for servers that are asked so.
+    pub tcp: Option<Outcome>,
+}
+
+/// How the configuration has a server asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum How {
+    /// By UDP, and by TCP when an answer is truncated.
+    Udp,
+    /// By TCP.
+    Tcp,
+    /// By TLS.
+    Tls,
+    /// By TCP or else by UDP.
+    Auto,
+}
+
+/// An RCODE and how long it took, or why there is none.
+pub type Outcome = Result<(u16, Duration), String>;
+
+/// A server to ask.
+#[derive(Debug, Clone)]
+struct Target {
+    label: String,
+    addr: Option<SocketAddr>,
+    how: How,
+    /// The name in its certificate.
+    name: Option<String>,
+    /// Why there is no address.
+    trouble: Option<String>,
+}
+
+/// Asks the servers of all zones, each once, `system` being these.
+pub async fn ask(config: &Config, system: &[IpAddr]) -> Vec<Asked> {
+    let mut looks: Vec<(Name, Upstream, Target, Vec<String>)> = Vec::new();
+    let mut names: HashMap<(Name, Vec<Server>), Result<Vec<IpAddr>, String>> = HashMap::new();
+    for zone in &config.zones {
+        let apex = &zone.matches[0];
+        for server in &zone.upstream.servers {
+            if let Server::Named(_, name, _) = server {
+                let key = (name.clone(), zone.upstream.bootstrap.clone());
+                if !names.contains_key(&key) {
+                    let found = look_up(&config.network, &zone.upstream, name).await;
+                    names.insert(key, found);
+                }
+            }
+            let known = |name: &Name| names.get(&(name.clone(), zone.upstream.bootstrap.clone()));
+            for target in targets(server, system, &known) {
+                let same = |(_, _, other, _): &&mut (Name, Upstream, Target, Vec<String>)| {
+                    other.label == target.label && other.how == target.how
+                };
+                match looks.iter_mut().find(same) {
+                    Some((_, _, _, zones)) => zones.push(shown(apex)),
+                    None => looks.push((apex.clone(), zone.upstream.clone(), target, vec![shown(apex)])),
+                }
+            }
+        }
+    }
+    let asked = looks.into_iter().map(|(apex, upstream, target, zones)| async move {
+        let (udp, tcp) = ask_one(&config.network, &upstream, &apex, &target).await;
+        Asked { zones, label: target.label, addr: target.addr, how: target.how, udp, tcp }
+    });
+    futures_util::future::join_all(asked).await
+}
+
+fn shown(name: &Name) -> String {
+    if name.is_root() { ".".to_owned() } else { name.to_utf8().trim_end_matches('.').to_owned() }
+}
+
+/// What a server of the configuration stands for.
+fn targets<'a>(
+    server: &Server,
+    system: &[IpAddr],
+    known: &dyn Fn(&Name) -> Option<&'a Result<Vec<IpAddr>, String>>,
+) -> Vec<Target> {
+    let label = server.to_string();
+    let one = |label: String, addr, how, name| Target { label, addr: Some(addr), how, name, trouble: None };
+    match server {
+        Server::Tcp(addr) => vec![one(label, *addr, How::Tcp, None)],
+        Server::Udp(addr) => vec![one(label, *addr, How::Udp, None)],
+        Server::Auto(addr) => vec![one(label, *addr, How::Auto, None)],
+        Server::Tls(addr, name) => vec![one(label, *addr, How::Tls, Some(name.clone()))],
+        Server::System => {
+            let each = |&ip: &IpAddr| one(format!("system {ip}"), (ip, DNS_PORT).into(), How::Udp, None);
+            system.iter().map(each).collect()
+        }
+        Server::Named(scheme, name, port) => {
+            let how = match scheme {
+                Scheme::Tcp => How::Tcp,
+                Scheme::Udp => How::Udp,
+                Scheme::Auto => How::Auto,
+            };
+            match known(name) {
+                Some(Ok(ips)) => {
+                    let each = |&ip: &IpAddr| one(format!("{label} {ip}"), (ip, *port).into(), how, None);
+                    ips.iter().map(each).collect()
+                }
+                other => {
+                    let trouble = other.and_then(|known| known.clone().err());
+                    vec![Target { label, addr: None, how, name: None, trouble }]
+                }
+            }
+        }
+    }
+}
+
+/// Sockets as the agent's: with interception what is not marked would come back to it.
+fn kernel(network: &Settings) -> Kernel {
+    if network.upstream_notrack || !network.intercept.is_empty() {
+        return Kernel::marked(network.mark.own, Vec::new());
+    }
+    Kernel::default()
+}
+
+async fn ask_one(
+    network: &Settings,
+    upstream: &Upstream,
+    apex: &Name,
+    target: &Target,
+) -> (Option<Outcome>, Option<Outcome>) {
+    let Some(addr) = target.addr else {
+        let trouble = target.trouble.clone().unwrap_or_else(|| "its name has no address".to_owned());
+        return (None, Some(Err(trouble)));
+    };
+    let kernel = kernel(network);
+    let question = question(apex, RecordType::SOA);
+    if target.how == How::Tls {
+        let name = target.name.as_deref().unwrap_or_default();
+        let exchange = by_tls(&kernel, upstream, addr, name, &question);
+        return (None, Some(timed(exchange).await));
+    }
+    let udp = timed(by_udp(&kernel, addr, &question));
+    let tcp = timed(by_tcp(&kernel, addr, &question));
+    let (udp, tcp) = futures_util::future::join(udp, tcp).await;
+    (Some(udp), Some(tcp))
+}
+
+async fn timed(exchange: impl Future<Output = io::Result<Message>>) -> Outcome {
+    let began = Instant::now();
+    match timeout(PATIENCE, exchange).await {
+        Ok(Ok(reply)) => Ok((u16::from(reply.metadata.response_code), began.elapsed())),
+        Ok(Err(error)) => Err(said(&error)),
+        Err(_) => Err(format!("silent for {} s", PATIENCE.as_secs())),
+    }
+}
+
+fn said(error: &io::Error) -> String {
+    match (error.kind(), error.raw_os_error()) {
+        (ErrorKind::ConnectionRefused, _) => "refused: nobody listens there".to_owned(),
+        (ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable, _) => "unreachable: no way there".to_owned(),
+        (ErrorKind::PermissionDenied, Some(_)) => {
+            "our sockets may not be marked as the agent's are: not root".to_owned()
+        }
+        (ErrorKind::UnexpectedEof, _) => "closed without an answer".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn question(name: &Name, rtype: RecordType) -> Message {
+    let mut message = Message::new(rand::random(), MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name.clone(), rtype));
+    message
+}
+
+fn malformed(error: impl ToString) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, error.to_string())
+}
+
+async fn by_udp(kernel: &Kernel, addr: SocketAddr, question: &Message) -> io::Result<Message> {
+    let packet = question.to_vec().map_err(malformed)?;
+    let socket: Box<dyn Datagrams> = kernel.datagrams(addr).await?;
+    let receive = async {
+        loop {
+            let reply = Message::from_vec(&socket.receive().await?).map_err(malformed)?;
+            if reply.metadata.id == question.metadata.id {
+                return Ok(reply);
+            }
+        }
+    };
+    tokio::pin!(receive);
+    for _ in 1..DATAGRAMS {
+        socket.send(&packet).await?;
+        if let Ok(reply) = timeout(PATIENCE / DATAGRAMS, &mut receive).await {
+            return reply;
+        }
+    }
+    socket.send(&packet).await?;
+    receive.await
+}
+
+async fn by_tcp(kernel: &Kernel, addr: SocketAddr, question: &Message) -> io::Result<Message> {
+    on_stream(kernel.connect(addr).await?, question).await
+}
+
+async fn by_tls(
+    kernel: &Kernel,
+    upstream: &Upstream,
+    addr: SocketAddr,
+    name: &str,
+    question: &Message,
+) -> io::Result<Message> {
+    let tls = Tls::load(upstream).map_err(malformed)?;
+    let client = Client::new(tls.as_ref(), name, Arc::from("doctor"));
+    let link = client.handshake(kernel.connect(addr).await?).await;
+    let link = link.map_err(|cause| malformed(format!("no TLS: {}", cause.label())))?;
+    on_stream(link, question).await
+}
+
+async fn on_stream(mut link: Link, question: &Message) -> io::Result<Message> {
+    let packet = question.to_vec().map_err(malformed)?;
+    let mut framed = (packet.len() as u16).to_be_bytes().to_vec();
+    framed.extend(packet);
+    link.writer.write_all(&framed).await?;
+    link.writer.flush().await?;
+    let length = link.reader.read_u16().await?;
+    let mut reply = vec![0; usize::from(length)];
+    link.reader.read_exact(&mut reply).await?;
+    Message::from_vec(&reply).map_err(malformed)
+}
+
+/// The addresses of a server given by name, by the first bootstrap server that knows them.
+async fn look_up(network: &Settings, upstream: &Upstream, name: &Name) -> Result<Vec<IpAddr>, String> {
+    let kernel = kernel(network);
+    let mut trouble = "no bootstrap server".to_owned();
+    for server in &upstream.bootstrap {
+        let Some(addr) = server.addr() else { continue };
+        let mut found = Vec::new();
+        for rtype in [RecordType::A, RecordType::AAAA] {
+            let question = question(name, rtype);
+            let exchange = async {
+                match server {
+                    Server::Udp(_) => by_udp(&kernel, addr, &question).await,
+                    Server::Tls(_, name) => by_tls(&kernel, upstream, addr, name, &question).await,
+                    _ => by_tcp(&kernel, addr, &question).await,
+                }
+            };
+            match timeout(PATIENCE, exchange).await {
+                Ok(Ok(reply)) => found.extend(reply.answers.iter().filter_map(|record| match &record.data {
+                    RData::A(a) => Some(IpAddr::V4(a.0)),
+                    RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+                    _ => None,
+                })),
+                Ok(Err(error)) => trouble = format!("bootstrap server {server}: {}", said(&error)),
+                Err(_) => trouble = format!("bootstrap server {server} is silent"),
+            }
+        }
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Err(trouble)
+}
