@@ -1,7 +1,7 @@
 # What a developer and CI call. `make test` installs what it needs on a fresh Debian machine.
 
 PACKAGES := nsd unbound dnsdist dnsmasq-base dnsperf bind9-dnsutils knot-dnsutils \
-            curl procps util-linux iproute2 nftables conntrack ca-certificates gcc libc6-dev \
+            curl procps util-linux iproute2 nftables iptables conntrack ca-certificates gcc libc6-dev \
             musl-tools libc-ares-dev python3-dnspython golang-go default-jdk-headless
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 

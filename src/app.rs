@@ -127,7 +127,7 @@ impl Agent {
         let started = Instant::now();
         let readiness = Arc::new(Readiness::new());
         // Before the first connection: what has been tracked once stays so.
-        let node = Node::start(&config, &readiness).await;
+        let node = Node::start(&config, &readiness);
         let metrics = Arc::new(Metrics::new(config.workers));
         let (mut pools, mut zones) = (Vec::new(), HashMap::new());
         let (late, late_answers) = mpsc::channel(LATE);
@@ -228,8 +228,13 @@ impl Agent {
         }
         let metrics = Arc::clone(&self.resolver.metrics);
         let own = (&*self.addrs, &self.late);
-        let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, own)?;
+        // First, since it cannot be taken back that pools are other ones; rules can.
         self.node.ask(&new)?;
+        let view = make_view(&new, &mut self.pools, &mut self.zones, &metrics, own).inspect_err(|_| {
+            if let Err(error) = self.node.ask(&self.config) {
+                tracing::warn!(%error, "the rules are those of the new configuration");
+            }
+        })?;
         self.resolver.replace_view(view);
         self.config = new;
         publish_config(&self.hash, 0.0);

@@ -7,7 +7,9 @@
 //!
 //! [`serve`] takes packets, [`resolve`] decides what happens to a query, [`cache`] answers from memory,
 //! [`upstream`] asks servers, and [`wire`] reads and writes messages. [`zone`], [`config`], [`metrics`]
-//! and [`clock`] are leaves, [`node`] sets rules in the kernel, [`privileges`] gives up what is not needed, [`admin`] shows, [`app`] puts all of it together, and [`cli`] is the command line.
+//! and [`clock`] are leaves, and so are [`sys`], which holds all `unsafe`, and [`readiness`]. [`node`] keeps addresses, rules
+//! and routes in the kernel, [`privileges`] gives up what is not needed, [`admin`] shows, [`app`] puts all of it together,
+//! and [`cli`] is the command line.
 //! Begin with [`resolve::Resolver::handle`]; ARCHITECTURE.md tells the rest.
 
 pub mod admin;

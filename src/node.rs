@@ -1,6 +1,6 @@
 //! What the agent asks of its node: addresses, rules and routes in the kernel, without any program beside it.
 //!
-//! There is one way to all of it, [`Node::settle`]: look at what is there, add what is missing. It is gone at the start,
+//! There is one way to all of it, `Node::settle`: look at what is there, add what is missing. It is gone at the start,
 //! when the kernel tells of a change, when the agent becomes able or unable to answer, and now and then in any case. So
 //! whatever goes comes back, and what fails is tried again.
 
@@ -12,6 +12,7 @@ pub mod route;
 mod rtnetlink;
 pub mod rules;
 pub mod sockets;
+mod steps;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +25,7 @@ use crate::config::{Config, DNS_PORT, Network, Server};
 use crate::metrics::{INTERCEPTING, SETUP_REPAIRS};
 use crate::readiness::{Readiness, Step};
 use events::Events;
-use netfilter::{Bits, Ownership, Refusal, Table};
+use netfilter::{Firewall, Ownership, Refusal, Table};
 use rules::{Wanted, chains};
 
 /// The pause after a first failure; it doubles up to [`LONGEST_PAUSE`].
@@ -35,6 +36,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(500);
 /// So often everything is looked at though no event has told of a change.
 const LOOK_AT_ALL: Duration = Duration::from_secs(10);
+/// Firewalls have no event that we hear, and a look at them reads all their rules (20,000 take 0.1 s): one may take a
+/// fiftieth of the time until the next.
+const LOOKING: u32 = 50;
 /// Between two answers to events: whoever takes our address away in a loop shall not have us do the same.
 const PACE: Duration = Duration::from_millis(50);
 
@@ -68,6 +72,8 @@ struct State {
     held: bool,
     /// Queries were led here once.
     led: bool,
+    /// Firewalls were opened once.
+    opened: bool,
     /// What was said about links of others, so that it is said once.
     said: BTreeSet<String>,
 }
@@ -87,7 +93,7 @@ impl Node {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub async fn start(config: &Config, readiness: &Arc<Readiness>) -> Arc<Self> {
+    pub fn start(config: &Config, readiness: &Arc<Readiness>) -> Arc<Self> {
         let state = State { ports: ports(config), ..State::default() };
         let node = Arc::new(Self {
             network: config.network.clone(),
@@ -136,6 +142,7 @@ impl Node {
     async fn keep(self: Arc<Self>, mut events: Option<Events>, mut done: bool) {
         let mut changes = self.readiness.changes();
         let mut looked_at_all = Instant::now();
+        let mut took = Duration::ZERO;
         let mut pause = FIRST_PAUSE;
         loop {
             let wait = if done { LOOK } else { pause };
@@ -153,11 +160,16 @@ impl Node {
             if self.readiness.is_draining() {
                 return; // the agent itself says what goes when
             }
-            let all = event || !done || looked_at_all.elapsed() >= LOOK_AT_ALL;
+            let firewalls = (LOOKING * took).clamp(LOOK, LOOK_AT_ALL);
+            let at_most = if self.network.accept_untracked { firewalls } else { LOOK_AT_ALL };
+            let all = event || !done || looked_at_all.elapsed() >= at_most;
             if all {
                 looked_at_all = Instant::now();
             }
             done = self.settle(all);
+            if all {
+                took = looked_at_all.elapsed();
+            }
             if event {
                 tokio::time::sleep(PACE).await;
             }
@@ -171,114 +183,8 @@ impl Node {
         let held = !all || self.hold(&mut state);
         let led = self.decide(&mut state, all);
         let ruled = !self.wants_rules() || self.enforce(&mut state);
-        held && led && ruled
-    }
-
-    /// The listen addresses are on a link.
-    fn hold(&self, state: &mut State) -> bool {
-        let Some(on) = &self.network.address_on else { return true };
-        let held = match link::hold(on, &self.addresses()) {
-            Ok(held) => held,
-            Err(problem) => {
-                self.readiness.lacks(Step::Link, on, format!("network.address_on: {problem}"));
-                return false;
-            }
-        };
-        self.readiness.has(Step::Link, on);
-        for place in held.added.iter().chain(&held.adopted) {
-            self.readiness.has(Step::Address, &place.address.to_string());
-        }
-        for (address, problem) in &held.missing {
-            let why = format!("network.address_on: {address} is not there: {problem}");
-            self.readiness.lacks(Step::Address, &address.to_string(), why);
-        }
-        if held.changed() {
-            let added: Vec<String> =
-                held.added.iter().map(|place| format!("{} on {}", place.address, place.link)).collect();
-            if state.held {
-                let step = if held.created || held.raised { Step::Link } else { Step::Address };
-                repaired(step, &if added.is_empty() { on.clone() } else { added.join(", ") });
-            } else {
-                tracing::info!(?added, link_made = held.created, "holding the listen addresses");
-            }
-        }
-        state.held |= held.missing.is_empty();
-        held.missing.is_empty()
-    }
-
-    /// Whether queries to the ClusterIPs are led here now. False if they should be and cannot.
-    fn decide(&self, state: &mut State, all: bool) -> bool {
-        if self.network.intercept.is_empty() || state.phase == Phase::Leaving {
-            return true;
-        }
-        if !self.readiness.can_answer() {
-            state.phase = Phase::Aside;
-            let why = "queries to the ClusterIPs of network.intercept are not led here";
-            self.readiness.awaits(Step::Intercept, "", why);
-            return true;
-        }
-        if state.phase == Phase::Intercepting && !all {
-            return true;
-        }
-        let leads = self.may_intercept(state) && self.lead(state);
-        state.phase = if leads { Phase::Intercepting } else { Phase::Aside };
-        leads
-    }
-
-    /// Whether the kernel takes the rules away if we cannot, and nobody holds the ClusterIPs.
-    fn may_intercept(&self, state: &mut State) -> bool {
-        let refuse = |why: String| {
-            self.readiness.lacks(Step::Intercept, "", format!("network.intercept: {why}"));
-            false
-        };
-        if state.table.as_ref().is_some_and(|table| table.ownership() != Ownership::Kernel) {
-            return refuse(
-                "rules would outlive this process, which only Linux 5.12 and later prevent".to_owned(),
-            );
-        }
-        let holders = match link::holders() {
-            Ok(holders) => holders,
-            Err(problem) => return refuse(problem.to_string()),
-        };
-        for holder in holders.iter().filter(|holder| self.network.intercept.contains(&holder.address)) {
-            let (address, link) = (holder.address, &holder.link);
-            if link == link::IPVS {
-                return refuse(format!(
-                    "{address} is held by the link {link} (kube-proxy in IPVS mode), so that queries would not come \
-                     back to the cluster's DNS if this process ended: leave it out, and set clusterDNS of kubelet's \
-                     configuration to an address of `listen`"
-                ));
-            }
-            if state.said.insert(format!("{address} {link}")) {
-                tracing::warn!(
-                    "{address} is held by the link {link}: while it is, nobody answers there when this process ends: \
-                     `ip address del {address} dev {link}`"
-                );
-            }
-        }
-        true
-    }
-
-    /// Marked packets are routed here.
-    fn lead(&self, state: &mut State) -> bool {
-        match route::lead_here(&self.network.intercept, self.mark()) {
-            Ok(changed) => {
-                self.readiness.has(Step::Route, "");
-                if !changed.is_empty() && state.led {
-                    repaired(Step::Route, &format!("{changed:?}"));
-                }
-                state.led = true;
-                true
-            }
-            Err(problem) => {
-                self.readiness.lacks(Step::Route, "", format!("network.intercept: {problem}"));
-                false
-            }
-        }
-    }
-
-    fn mark(&self) -> Bits {
-        Bits { value: self.network.mark.intercept, mask: self.network.mark.mask }
+        let opened = !all || !self.network.accept_untracked || self.open_firewalls(&mut state);
+        held && led && ruled && opened
     }
 
     /// The rules are in force.
@@ -313,7 +219,9 @@ impl Node {
             Some(table) => table,
             None => table.insert(open_table()?),
         };
-        let gone = in_force.is_some() && !table.is_there()?;
+        // What the kernel keeps for us nobody else can take away.
+        let may_go = in_force.is_some() && table.ownership() == Ownership::Ourselves;
+        let gone = may_go && !table.is_there()?;
         let wanted = (*phase, ports.clone());
         if gone || in_force.as_ref() != Some(&wanted) {
             let before = in_force.as_ref().map(|(phase, _)| *phase);
@@ -384,6 +292,13 @@ impl Node {
             tracing::warn!(%error, "rules stay behind");
         }
         let network = &self.network;
+        if network.accept_untracked {
+            let mut mine = self.untracked();
+            mine.retain(|at| !sockets::others_listen(*at));
+            if let Err(error) = Firewall::find().and_then(|firewall| firewall.close(&mine)) {
+                tracing::warn!(%error, "rules of ours stay behind in firewalls");
+            }
+        }
         let alone = |ip: &IpAddr, port| !sockets::others_listen(SocketAddr::new(*ip, port));
         let free: Vec<IpAddr> = network.intercept.iter().copied().filter(|ip| alone(ip, DNS_PORT)).collect();
         if !free.is_empty()
@@ -463,11 +378,11 @@ mod tests {
         assert_eq!(ports(&Config::default()).into_iter().collect::<Vec<_>>(), [53], "of the system");
     }
 
-    #[tokio::test]
-    async fn nothing_is_asked_of_the_kernel_unless_it_is_wanted() {
+    #[test]
+    fn nothing_is_asked_of_the_kernel_unless_it_is_wanted() {
         let readiness = Arc::new(Readiness::new());
         readiness.latch();
-        let node = Node::start(&Config::default(), &readiness).await;
+        let node = Node::start(&Config::default(), &readiness);
         assert!(!node.intercepts() && readiness.reasons().is_empty());
         assert!(node.state().table.is_none());
         node.leave();

@@ -46,7 +46,7 @@ impl fmt::Display for Need {
 pub struct MissingCapabilities {
     /// All of them.
     pub needs: Vec<Need>,
-    /// Whether all would be there if the process had come by them: it may have them, and was not given them.
+    /// Whether the process may have all of them, and only was not given them.
     pub allowed: bool,
 }
 
@@ -58,9 +58,14 @@ impl fmt::Display for MissingCapabilities {
         let lines: Vec<_> = self.needs.iter().map(Need::to_string).collect();
         f.write_str(&lines.join("\n"))?;
         if self.allowed {
-            f.write_str(
-                "\nthe container or unit allows this already, but only root is given it by that: run as user 0, or see \
-                 \"Privileges\" in README.md for another user",
+            let mut missing: Vec<_> = self.needs.iter().map(|need| need.capability.to_string()).collect();
+            missing.sort();
+            missing.dedup();
+            write!(
+                f,
+                "\nthe container or unit allows this already, and gives it to root alone: run as user 0, or let the \
+                 program's file give it (`setcap {}+ep FILE`)",
+                missing.join(",").to_lowercase()
             )?;
         }
         Ok(())
@@ -246,6 +251,14 @@ mod tests {
                         in the container's securityContext (for systemd: \
                         AmbientCapabilities=CAP_NET_BIND_SERVICE), or give it a port above 1023";
         assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn capabilities_that_are_allowed_but_not_given_can_be_put_on_the_file() {
+        let mut config = listening(&["169.254.20.10:53", "[fd00::10]:53"]);
+        config.network.notrack = true;
+        let said = MissingCapabilities { needs: needed_below(&config, 1024), allowed: true }.to_string();
+        assert!(said.ends_with("(`setcap cap_net_admin,cap_net_bind_service+ep FILE`)"), "{said}");
     }
 
     /// In a thread of its own, whose capabilities end with it.

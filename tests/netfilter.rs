@@ -4,12 +4,16 @@
 //! beside it in a namespace of its own. This needs root. Debian packages: bash, iproute2, nftables, conntrack,
 //! iptables.
 
+#[path = "netfilter/firewall.rs"]
+mod firewall;
 #[path = "netfilter/intercept.rs"]
 mod intercept;
 #[path = "netfilter/node.rs"]
 mod node;
 #[path = "netfilter/notrack.rs"]
 mod notrack;
+#[path = "netfilter/seen.rs"]
+mod seen;
 #[path = "netfilter/support.rs"]
 mod support;
 #[path = "netfilter/table.rs"]

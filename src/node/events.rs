@@ -9,7 +9,7 @@ use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use tokio::io::unix::AsyncFd;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 
 use super::link::{LOOPBACK, address};
 use super::route::{TABLE, is_of_our_table, table};
@@ -48,9 +48,8 @@ pub enum Change {
 }
 
 /// A subscription to changes. What happens from its opening on is told, so open it before looking at what is there.
-#[derive(Debug)]
 pub struct Events {
-    socket: AsyncFd<netlink_sys::Socket>,
+    socket: TokioSocket,
     link: String,
     addresses: BTreeSet<IpAddr>,
 }
@@ -62,46 +61,45 @@ impl Events {
     /// # Errors
     /// The system's own.
     pub fn open(on: &str, addresses: &[IpAddr]) -> io::Result<Self> {
-        let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
-        socket.set_non_blocking(true)?;
-        socket.set_rx_buf_sz(BUFFER)?;
+        let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+        let ours = socket.socket_mut();
+        ours.set_rx_buf_sz(BUFFER)?;
         // What the kernel says to all goes to sockets with a number of their own.
-        socket.bind_auto()?;
+        ours.bind_auto()?;
         for group in GROUPS {
-            socket.add_membership(group)?;
+            ours.add_membership(group)?;
         }
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe, for the sake of types that change their descriptor; this one owns its own"
-        )]
-        let socket = AsyncFd::new(socket)?;
         Ok(Self { socket, link: on.to_owned(), addresses: addresses.iter().copied().collect() })
     }
 
-    /// Waits for changes, and returns all that are known then. An address that the caller itself adds is one of them,
-    /// once: whoever then finds nothing to do is not woken again. May be dropped at any time; nothing is lost by it.
+    /// Waits for changes, and returns all that are known then. An address that the caller itself adds is one of them, an
+    /// IPv6 address twice, the second time as it comes into use: whoever then finds nothing to do is not woken again. May be dropped at any time; nothing is lost by it.
     ///
     /// # Errors
     /// The system's own.
     pub async fn next(&mut self) -> io::Result<BTreeSet<Change>> {
+        let mut space = Vec::with_capacity(DATAGRAM);
         loop {
-            let mut ready = self.socket.readable().await?;
+            space.clear();
+            let mut datagram = self.socket.recv(&mut space).await;
             let mut changes = BTreeSet::new();
-            let mut space = Vec::with_capacity(DATAGRAM);
-            for _ in 0..BATCH {
-                space.clear();
-                match self.socket.get_ref().recv(&mut space, 0) {
-                    Ok(_) => changes.extend(self.changes(&space)),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        ready.clear_ready();
-                        break;
-                    }
+            // Nothing is waited for from here on, so that what was read is not lost with the future.
+            for read in 1.. {
+                match datagram {
+                    Ok(()) => changes.extend(self.changes(&space)),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                         changes.insert(Change::Lost);
                     }
                     Err(error) => return Err(error),
                 }
+                // After a loss the kernel says nothing more, not even of further losses, until all is read.
+                if read >= BATCH && !changes.contains(&Change::Lost) {
+                    break;
+                }
+                space.clear();
+                datagram = self.socket.socket_ref().recv(&mut space, 0).map(|_| ());
             }
             if !changes.is_empty() {
                 return Ok(changes);

@@ -2,10 +2,13 @@
 //!
 //! A dummy link is what NodeLocal DNSCache uses, and one that it has left is used as it is. A kernel without dummies has
 //! `lo`. What Linux makes of an address is told here once, measured in network namespaces:
-//! an IPv4 address answers on every link that holds it, also on one that is down: that is how kube-proxy's IPVS
-//! mode holds ClusterIPs. An IPv6 address goes when its link goes down, and answers only on a link that is up.
+//! an address answers on every link that holds it, also on one that is down: that is how kube-proxy's IPVS mode holds
+//! ClusterIPs. IPv6 addresses go when their link goes down. One that is tentative does not answer, and stays so for as
+//! long as the link has no carrier.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod seen;
+
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -17,6 +20,9 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::rtnetlink::Socket;
+pub use seen::Holder;
+pub(super) use seen::address;
+use seen::{Link, Node};
 
 /// Takes the place of a dummy link where the kernel has none.
 pub const LOOPBACK: &str = "lo";
@@ -42,9 +48,9 @@ pub enum Problem {
         "this kernel has IPv6 switched off (boot option ipv6.disable=1): leave IPv6 addresses out, or switch it on"
     )]
     NoIpv6,
-    /// Somebody else on the network had the address, so it is there and does not answer.
-    #[error("it is on link {0} as a duplicate of another machine's (dadfailed): take it away there")]
-    Duplicate(String),
+    /// It is there and does not answer.
+    #[error("it is on link {0}, {1}")]
+    Silent(String, &'static str),
     /// The kernel could not give a link this name.
     #[error("`{0}` cannot be the name of a link: {1}")]
     Name(String, &'static str),
@@ -98,34 +104,6 @@ pub struct Released {
     pub link: bool,
 }
 
-/// An address that a link holds.
-#[derive(Debug, Clone)]
-pub struct Holder {
-    /// The address.
-    pub address: IpAddr,
-    /// The length of its prefix in bits.
-    pub prefix: u8,
-    /// The link's name.
-    pub link: String,
-    /// What `ip link` calls its kind: `dummy`, `veth`; `None` for `lo` and hardware.
-    pub kind: Option<String>,
-    /// The link is up.
-    pub up: bool,
-    /// `global`, `link`, `host`, as `ip address` says it.
-    pub scope: &'static str,
-    /// Whether the kernel answers for it, and we can rely on its staying there.
-    pub answers: bool,
-    message: AddressMessage,
-}
-
-#[derive(Debug, Clone)]
-struct Link {
-    name: String,
-    index: u32,
-    kind: Option<String>,
-    up: bool,
-}
-
 /// Has the kernel hold these addresses: those that no link holds yet are added to the link `on`, which is made if it is
 /// not there. Loopback and unspecified addresses need no link. What is there already is left as it is.
 ///
@@ -145,7 +123,7 @@ pub fn hold(on: &str, addresses: &[IpAddr]) -> Result<Held, Problem> {
         (target, held.created) = make(&mut socket, on)?;
     }
     if let Some(link) = &target {
-        let ours = !lost.is_empty() || wanted.iter().any(|&address| node.holds(&link.name, address));
+        let ours = !lost.is_empty() || wanted.iter().any(|&address| node.on(&link.name, address).is_some());
         if !link.up && ours {
             raise(&mut socket, link)?;
             held.raised = true;
@@ -164,11 +142,10 @@ pub fn hold(on: &str, addresses: &[IpAddr]) -> Result<Held, Problem> {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
                 held.missing.push((address, problem(error, &link.name, || format!("address {address}"))));
             }
-            Err(_) if node.holds(&link.name, address) => {
-                held.missing.push((address, Problem::Duplicate(place.link)));
-            }
-            // Another agent was faster.
-            Err(_) => held.adopted.push(place),
+            Err(_) => match node.on(&link.name, address) {
+                Some(holder) => held.missing.push((address, holder.silence())),
+                None => held.adopted.push(place), // another agent was faster
+            },
         }
     }
     Ok(held)
@@ -317,116 +294,4 @@ fn add(socket: &mut Socket, link: &Link, address: IpAddr) -> io::Result<()> {
         }
     }
     socket.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
-}
-
-/// The links and their addresses at one moment.
-struct Node {
-    links: BTreeMap<u32, Link>,
-    holders: Vec<Holder>,
-}
-
-impl Node {
-    fn read(socket: &mut Socket) -> Result<Self, Problem> {
-        let other = |what: &str| {
-            let what = format!("a list of {what}");
-            |error| Problem::Other(what, error)
-        };
-        let links = socket.list(RouteNetlinkMessage::GetLink(LinkMessage::default()));
-        let links = links.map_err(other("links"))?.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => Link::of(message),
-            _ => None,
-        });
-        let links: BTreeMap<u32, Link> = links.map(|link| (link.index, link)).collect();
-        let holders = socket.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()));
-        let holders = holders.map_err(other("addresses"))?.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => Holder::of(message, &links),
-            _ => None,
-        });
-        let holders = holders.collect();
-        Ok(Self { links, holders })
-    }
-
-    fn link(&self, name: &str) -> Option<&Link> {
-        self.links.values().find(|link| link.name == name)
-    }
-
-    fn answers(&self, address: IpAddr) -> bool {
-        self.place(address).is_some()
-    }
-
-    fn holds(&self, link: &str, address: IpAddr) -> bool {
-        self.holders.iter().any(|holder| holder.link == link && holder.address == address)
-    }
-
-    /// Where it answers.
-    fn place(&self, address: IpAddr) -> Option<Place> {
-        let holder = self.holders.iter().find(|holder| holder.address == address && holder.answers)?;
-        Some(Place { address, link: holder.link.clone() })
-    }
-}
-
-impl Link {
-    fn of(message: LinkMessage) -> Option<Self> {
-        let (mut name, mut kind) = (None, None);
-        for attribute in message.attributes {
-            match attribute {
-                LinkAttribute::IfName(text) => name = Some(text),
-                LinkAttribute::LinkInfo(infos) => {
-                    kind = infos.into_iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind.to_string()),
-                        _ => None,
-                    });
-                }
-                _ => {}
-            }
-        }
-        let up = message.header.flags.contains(LinkFlags::Up);
-        name.map(|name| Self { name, index: message.header.index, kind, up })
-    }
-}
-
-impl Holder {
-    fn of(message: AddressMessage, links: &BTreeMap<u32, Link>) -> Option<Self> {
-        let address = address(&message)?;
-        let number = message.header.index;
-        let unknown = || Link { name: format!("#{number}"), index: number, kind: None, up: true };
-        let Link { name: link, kind, up, .. } = links.get(&number).cloned().unwrap_or_else(unknown);
-        let stays = address.is_ipv4() || (up && !flags(&message).contains(AddressFlags::Dadfailed));
-        let scope = match message.header.scope {
-            AddressScope::Host => "host",
-            AddressScope::Link => "link",
-            _ => "global",
-        };
-        let answers = stays && link != IPVS;
-        Some(Self { address, prefix: message.header.prefix_len, kind, up, scope, answers, link, message })
-    }
-
-    fn is_as_we_add_it(&self) -> bool {
-        match self.address {
-            IpAddr::V4(_) => self.prefix == 32 && self.scope == "host",
-            IpAddr::V6(_) => self.prefix == 128 && flags(&self.message).contains(AddressFlags::Nodad),
-        }
-    }
-}
-
-/// The address that a message is about: on links from point to point, `Address` is the other end's.
-pub(super) fn address(message: &AddressMessage) -> Option<IpAddr> {
-    let mut end = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(local) => return Some(*local),
-            AddressAttribute::Address(address) => end = Some(*address),
-            _ => {}
-        }
-    }
-    end
-}
-
-/// All flags; the header has room for eight.
-fn flags(message: &AddressMessage) -> AddressFlags {
-    let all = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Flags(flags) => Some(*flags),
-        _ => None,
-    });
-    all.unwrap_or_else(|| AddressFlags::from_bits_retain(message.header.flags.bits().into()))
 }

@@ -35,6 +35,9 @@ pub enum Problem {
     /// The kernel has no rules.
     #[error("this kernel has no ip rules for {0} (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)")]
     NoRules(&'static str),
+    /// Somebody else has a route in our table.
+    #[error("table {TABLE} has another route to {0}: `ip route del {0} table {TABLE}` takes it away")]
+    Taken(IpAddr),
     /// Anything else.
     #[error("the kernel refused {0}: {1}")]
     Other(String, io::Error),
@@ -96,6 +99,9 @@ pub fn lead_here(addresses: &[IpAddr], mark: Bits) -> Result<Changed, Problem> {
             if routes.iter().any(|route| route.leads(address)) {
                 continue;
             }
+            if routes.iter().any(|route| !route.local && route.is_whole(address)) {
+                return Err(Problem::Taken(address));
+            }
             let what = || format!("the route of {address}");
             if done(socket.change(RouteNetlinkMessage::NewRoute(family.route(address)), NEW), family, what)? {
                 changed.routes.push(address);
@@ -128,7 +134,10 @@ pub fn let_go(addresses: &[IpAddr], mark: Bits) -> Result<Changed, Problem> {
             .partition(|route| addresses.contains(&route.to) && route.leads(route.to));
         if staying.is_empty() && rules(&mut socket, family)?.iter().any(|rule| is_ours(rule, mark)) {
             let what = || format!("to remove the {} rule", family.name());
-            if done(socket.change(RouteNetlinkMessage::DelRule(family.rule(mark)), 0), family, what)? {
+            let mut rule = family.rule(mark);
+            // Whoever made it.
+            rule.attributes.retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+            if done(socket.change(RouteNetlinkMessage::DelRule(rule), 0), family, what)? {
                 changed.rules.push(family.name());
             }
         }
@@ -238,7 +247,12 @@ impl Family {
 
 impl Route {
     fn leads(&self, address: IpAddr) -> bool {
-        self.local && self.to == address && self.prefix == if address.is_ipv4() { 32 } else { 128 }
+        self.local && self.is_whole(address)
+    }
+
+    /// It is to this address alone.
+    fn is_whole(&self, address: IpAddr) -> bool {
+        self.to == address && self.prefix == if address.is_ipv4() { 32 } else { 128 }
     }
 }
 

@@ -20,8 +20,8 @@ pub struct Wanted<'a> {
     pub notrack: &'a [SocketAddr],
     /// ClusterIPs, with their port, that are answered here; empty for none, or not now.
     pub intercept: &'a [SocketAddr],
-    /// ClusterIPs that are answered here no longer, while answers to what came before still go out: one that were
-    /// tracked would have the client's next query taken for a part of that conversation, and not led to the cluster's DNS.
+    /// ClusterIPs, with their port, that were answered here until now: the answers to queries that came get out as
+    /// they are, and no more queries come.
     pub leaving: &'a [SocketAddr],
     /// Ports of servers that are dialled directly, to spare connection tracking; empty for none.
     pub upstream_ports: &'a BTreeSet<u16>,
@@ -40,11 +40,9 @@ pub fn chains(wanted: &Wanted<'_>) -> Vec<Chain> {
         chains.extend(notrack_chains(notrack));
     }
     if !intercept.is_empty() {
-        chains.extend(intercept_chains(intercept, mark));
-    }
-    if !leaving.is_empty() {
-        let answers = each(leaving, |packet, at| from(packet, at).counter().notrack());
-        chains.push(chain("leaving_output", Hook::Output, answers));
+        chains.extend(intercept_chains(intercept, leaving, mark));
+    } else if !leaving.is_empty() {
+        chains.push(chain("intercept_output", Hook::Output, answers(leaving)));
     }
     if !upstream_ports.is_empty() {
         chains.extend(upstream_chains(upstream_ports, never_upstream, mark));
@@ -54,22 +52,24 @@ pub fn chains(wanted: &Wanted<'_>) -> Vec<Chain> {
 
 /// Queries to the listen addresses, from links and from this machine, and the answers.
 fn notrack_chains(addresses: &[SocketAddr]) -> [Chain; 2] {
-    let queries = |rule: &dyn Fn(Rule) -> Rule| each(addresses, |packet, at| rule(to(packet, at)));
-    let answers = each(addresses, |packet, at| from(packet, at).counter().notrack());
-    let notrack = |rule: Rule| rule.counter().notrack();
+    let queries = || each(addresses, |packet, at| to(packet, at).counter().notrack());
     [
-        chain("listen_prerouting", Hook::Prerouting, queries(&notrack)),
-        chain("listen_output", Hook::Output, [answers, queries(&notrack)].concat()),
+        chain("listen_prerouting", Hook::Prerouting, queries()),
+        chain("listen_output", Hook::Output, [answers(addresses), queries()].concat()),
     ]
 }
 
 /// Queries to ClusterIPs: their mark has them routed to this machine, where a transparent socket answers. Our own
 /// queries go on to the cluster's DNS. Without these rules everybody's do.
-fn intercept_chains(addresses: &[SocketAddr], Mark { intercept, own, mask }: Mark) -> [Chain; 3] {
+fn intercept_chains(
+    addresses: &[SocketAddr],
+    leaving: &[SocketAddr],
+    Mark { intercept, own, mask }: Mark,
+) -> [Chain; 3] {
     let here = Bits { value: intercept, mask };
     let pass = || vec![Rule::default().mark(Bits { value: own, mask }).counter().accept()];
     let arriving = each(addresses, |packet, at| to(packet, at).counter().set_mark(here).notrack());
-    let answers = each(addresses, |packet, at| from(packet, at).counter().notrack());
+    let answers = [answers(addresses), answers(leaving)].concat();
     let queries = each(addresses, |packet, at| to(packet, at).counter().notrack());
     let routed = each(addresses, |packet, at| to(packet, at).counter().set_mark(here));
     [
@@ -107,6 +107,11 @@ fn upstream_chains(ports: &BTreeSet<u16>, never: &[IpAddr], Mark { own, mask, ..
         chain("upstream_output", Hook::Output, [to_never, sent].concat()),
         chain("upstream_prerouting", Hook::Prerouting, [from_never, received].concat()),
     ]
+}
+
+/// What these addresses say goes past connection tracking.
+fn answers(addresses: &[SocketAddr]) -> Vec<Rule> {
+    each(addresses, |packet, at| from(packet, at).counter().notrack())
 }
 
 /// A rule for each address and protocol.
@@ -152,7 +157,8 @@ mod tests {
         assert_eq!(names(&chains(&Wanted { notrack: &[address], ..nothing })), listen);
         let intercept = ["intercept_prerouting", "intercept_output", "intercept_route"];
         assert_eq!(names(&chains(&Wanted { intercept: &[address], ..nothing })), intercept);
-        assert_eq!(names(&chains(&Wanted { leaving: &[address], ..nothing })), ["leaving_output"]);
+        let leaving = chains(&Wanted { leaving: &[address], ..nothing });
+        assert_eq!((names(&leaving), leaving[0].rules.len()), (vec!["intercept_output"], 2));
         let upstream = ["upstream_output", "upstream_prerouting"];
         assert_eq!(names(&chains(&Wanted { upstream_ports: &dns, ..nothing })), upstream);
         let all = Wanted { notrack: &[address], intercept: &[address], upstream_ports: &dns, ..nothing };
@@ -162,7 +168,7 @@ mod tests {
     #[test]
     fn our_own_queries_pass_by_before_any_query_is_taken_and_after_no_answer() {
         let at = "10.96.0.10:53".parse().unwrap();
-        let [_, output, route] = intercept_chains(&[at], MARK);
+        let [_, output, route] = intercept_chains(&[at], &[], MARK);
         let pass = Rule::default().mark(Bits { value: 0x36, mask: 0xff }).counter().accept();
         assert_eq!(output.rules.iter().position(|rule| *rule == pass), Some(2), "behind two for answers");
         assert_eq!(output.rules.len(), 5);

@@ -173,18 +173,3 @@ fn our_own_address_as_upstream_is_an_error_that_names_it() {
     assert!(tool.code > 0, "{}", tool.text());
     assert!(tool.text().contains(&format!("127.0.0.1:{listen}")), "{}", tool.text());
 }
-
-#[test]
-fn a_port_that_is_taken_is_an_error_that_names_it() {
-    let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("socket");
-    let address = taken.local_addr().expect("address");
-    let (dir, admin) = (tempfile::tempdir().expect("temporary directory"), free_port());
-    let text = format!(
-        "listen: [\"{address}\"]\nadmin: \"127.0.0.1:{admin}\"\ncontrol: {}\nzones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"tcp://127.0.0.1:1\"] }}\n",
-        dir.path().join("control.sock").display()
-    );
-    let (_dir, path) = written(&text);
-    let tool = nodens(&["run", "--config", &path]);
-    assert_eq!(tool.code, 1, "{}", tool.text());
-    assert!(tool.text().contains(&address.to_string()), "{}", tool.text());
-}

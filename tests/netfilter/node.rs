@@ -5,14 +5,15 @@ use std::env;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use nodens::config::Mark;
 use nodens::node::rules::Wanted;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support::{Namespace, inside, missing, run, seconds};
+use crate::support::{Namespace, inside, missing, seconds};
 
 /// Addresses that the node holds and the agent listens at.
 pub(crate) const LISTEN: [&str; 2] = ["169.254.20.10:53", "[fd00:20::10]:53"];
@@ -28,9 +29,9 @@ pub(crate) const PROTOCOLS: [&str; 2] = ["udp", "tcp"];
 pub(crate) const NOTHING: Wanted<'static> = Wanted {
     notrack: &[],
     intercept: &[],
+    leaving: &[],
     upstream_ports: &BTreeSet::new(),
     never_upstream: &[],
-    leaving: &[],
     mark: MARK,
 };
 
@@ -116,13 +117,22 @@ pub(crate) fn listen(at: SocketAddr) {
 
 /// Whether a process of the node hears its word again. Its packets have this mark.
 pub(crate) fn host_asks(protocol: &str, to: SocketAddr, mark: u32) -> bool {
+    hears(protocol, to, mark, seconds(2))
+}
+
+/// The same where nobody is expected to answer: what is not there at once does not come.
+pub(crate) fn host_asks_in_vain(protocol: &str, to: SocketAddr, mark: u32) -> bool {
+    !hears(protocol, to, mark, Duration::from_millis(200))
+}
+
+fn hears(protocol: &str, to: SocketAddr, mark: u32, limit: Duration) -> bool {
     let kind = if protocol == "udp" { Type::DGRAM } else { Type::STREAM };
     let socket = Socket::new(Domain::for_address(to), kind, None).expect("socket");
     socket.set_mark(mark).expect("a mark");
-    socket.set_read_timeout(Some(seconds(2))).expect("a timeout");
+    socket.set_read_timeout(Some(limit)).expect("a timeout");
     let mut heard = [0; 4];
     let word = b"word";
-    let said = socket.connect_timeout(&to.into(), seconds(2)).is_ok() && socket.send(word).is_ok();
+    let said = socket.connect_timeout(&to.into(), limit).is_ok() && socket.send(word).is_ok();
     said && (&socket).read(&mut heard).is_ok_and(|length| &heard[..length] == word)
 }
 
@@ -132,7 +142,7 @@ pub(crate) fn pod_asks(protocol: &str, to: SocketAddr) -> bool {
     let (ip, port) = (to.ip(), to.port());
     // Not by bash's own `read`, which takes one byte and so throws the rest of a datagram away.
     let script = format!(
-        "exec 3<>/dev/{protocol}/{ip}/{port} && printf word >&3 && [ \"$(timeout 2 head -c 4 <&3)\" = word ]"
+        "exec 3<>/dev/{protocol}/{ip}/{port} && printf word >&3 && [ \"$(timeout 1 head -c 4 <&3)\" = word ]"
     );
     in_pod("bash", "bash", &["-c", &script]).0
 }
@@ -182,7 +192,10 @@ pub(crate) fn nft(rules: &str) -> String {
 /// Whether a program ended well, and what it printed.
 #[track_caller]
 pub(crate) fn program(name: &str, package: &str, arguments: &[&str]) -> (bool, String) {
-    let output = run(Command::new(name).args(arguments))
+    let output = Command::new(name)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
         .unwrap_or_else(|error| panic!("{}", missing(name, package, &error)));
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {

@@ -21,6 +21,8 @@ const BY_TCP: [(Place, Way, u64); 3] = [
     (Place::Pod2, Way::TcpOneConnection, 600),
     (Place::Host, Way::Tcp, 400),
 ];
+/// The agent lets its TCP clients go for so long before packets are led past it, and then they are.
+const CHANGE_MS: u64 = 500;
 /// How long the clients ask.
 const FOR_MS: u64 = 5_500;
 /// What happens, and how long after the one before.
@@ -40,6 +42,13 @@ impl Losses {
             losses[event.unwrap_or_else(|| panic!("lost before anything happened: {seen}"))] += 1;
         }
         Self(losses)
+    }
+
+    /// Whether each was sent about the time when something happened.
+    fn only_at_changes(seen: &[Seen; 3], at_ms: [u64; 4]) -> bool {
+        let sent = seen.iter().flat_map(|seen| seen.lost.iter().map(|lost| seen.began_ms + lost.at_ms));
+        let is_near = |sent: u64| at_ms.iter().any(|&at| sent + 100 >= at && sent <= at + CHANGE_MS);
+        sent.into_iter().all(is_near)
     }
 
     fn text(&self) -> String {
@@ -109,16 +118,15 @@ fn datagrams_survive_a_kill_a_stop_and_a_start_beside_nftables() {
     on_a_node(Topology::new(Proxy::Nftables).alone(), || datagrams_survive("nftables"));
 }
 
-/// A connection ends with the process that had it, and what is awaited on it is asked again by a real client, on
-/// another.
+/// Connections that are open while queries begin or cease to be led here are reset, and a client asks again; 0 of them is
+/// not reached. New ones, before and after, lose nothing.
 #[test]
-fn connections_end_with_a_killed_process_and_with_no_other() {
+fn connections_are_lost_at_a_change_alone_and_few_of_them() {
     on_a_node(Topology::new(Proxy::IptablesLegacy).alone(), || {
         let (seen, at_ms) = under_load(BY_TCP);
         let losses = Losses::of(&seen.each_ref(), at_ms);
         print("iptables", "TCP", &losses, &seen);
-        let [killed, started, stopped, started_again] = losses.0;
-        assert!(killed <= LOST_WHEN_KILLED, "{}", losses.text());
-        assert_eq!([started, stopped, started_again], [0; 3], "{}", losses.text());
+        assert!(Losses::only_at_changes(&seen, at_ms), "{seen:?} {at_ms:?}");
+        assert!(losses.0.iter().all(|&lost| lost <= LOST_WHEN_KILLED), "{}", losses.text());
     });
 }

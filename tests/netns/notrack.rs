@@ -121,12 +121,6 @@ fn the_chain_is_named_and_left_alone(save: &str) {
 }
 
 #[test]
-fn a_firewall_of_iptables_legacy_stays_as_it_is_and_is_named() {
-    let topology = Topology::new(Proxy::IptablesLegacy).guarded(Firewall::DropsUntracked);
-    on_a_node(topology, || the_chain_is_named_and_left_alone("iptables-legacy-save"));
-}
-
-#[test]
 fn a_firewall_of_iptables_nft_stays_as_it_is_and_is_named() {
     let topology = Topology::new(Proxy::IptablesNft).guarded(Firewall::DropsUntracked);
     on_a_node(topology, || the_chain_is_named_and_left_alone("iptables-nft-save"));

@@ -1,0 +1,153 @@
+//! Firewalls of others that drop what is not tracked.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+
+use nodens::node::netfilter::{Firewall, OPENED, Opened, Table};
+use nodens::node::rules::{Wanted, chains};
+
+use crate::node::{
+    LISTEN, NOTHING, PROTOCOLS, address, entries, host_asks, host_asks_in_vain, nft, on_a_node, pod_asks,
+    program,
+};
+use crate::support::{missing, seconds, wait_until};
+
+/// Drops whatever connection tracking does not know, in both directions; tracks, too.
+const GUARD: &str = "table inet guard {
+  chain input {
+    type filter hook input priority 0; policy drop
+    ct state established,new accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+  }
+  chain output {
+    type filter hook output priority 0; policy drop
+    ct state established,new accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+  }
+}
+table ip guard4 {
+  chain in {
+    type filter hook input priority 20
+    ct state untracked jump refuse
+  }
+  chain refuse {
+    drop
+  }
+}
+table inet open {
+  chain input {
+    type filter hook input priority 30
+    accept
+  }
+}";
+
+fn everybody_is_answered(at: [SocketAddr; 2]) -> bool {
+    at.into_iter()
+        .all(|to| PROTOCOLS.into_iter().all(|protocol| host_asks(protocol, to, 0) && pod_asks(protocol, to)))
+}
+
+#[test]
+fn chains_that_drop_are_opened_for_untracked_dns_and_closed_again() {
+    on_a_node(|| {
+        nft(GUARD);
+        let at = LISTEN.map(address);
+        at.into_iter().for_each(crate::node::listen);
+        let mut table = Table::open().expect("a table");
+        table.replace(&chains(&Wanted { notrack: &at, ..NOTHING })).expect("rules");
+        let nobody_is_answered =
+            || at.into_iter().all(|to| host_asks_in_vain("udp", to, 0) && !pod_asks("udp", to));
+        assert!(nobody_is_answered(), "the firewall drops what is not tracked");
+        let before = nft("list table inet guard");
+
+        let firewall = Firewall::find().expect("a socket");
+        let mut done = firewall.open_for(&at).expect("open");
+        done.opened.sort();
+        assert_eq!(done.opened, ["inet guard input", "inet guard output", "ip guard4 in"]);
+        assert_eq!(done.cannot, [] as [&str; 0]);
+        println!("{}", nft("list chain inet guard input"));
+        assert!(everybody_is_answered(at));
+        assert_eq!(entries(&at), [] as [&str; 0]);
+        assert!(!nft("list table inet open").contains(OPENED));
+        // What is there already is adopted, and what is lost is put back.
+        assert_eq!(firewall.open_for(&at).expect("open"), Opened::default());
+        let another = Firewall::find().expect("a socket");
+        assert_eq!(another.open_for(&at).expect("open"), Opened::default());
+        nft("flush chain ip guard4 in");
+        nft("add rule ip guard4 in ct state untracked jump refuse");
+        assert_eq!(firewall.open_for(&at).expect("open").opened, ["ip guard4 in"]);
+        assert!(everybody_is_answered(at));
+
+        // Eight for each family in a chain of both, in two chains; four in that of IPv4.
+        assert_eq!(another.close(&at).expect("close"), 20);
+        assert_eq!(nft("list table inet guard"), before);
+        assert_eq!(another.close(&at).expect("close"), 0);
+        assert!(nobody_is_answered());
+    });
+}
+
+#[test]
+fn chains_of_iptables_and_of_kube_proxy_are_left_alone_and_the_command_that_helps_is_named() {
+    on_a_node(|| {
+        let at = LISTEN.map(address);
+        let iptables = |arguments: &[&str]| {
+            let (done, text) = program("iptables-nft", "iptables", arguments);
+            assert!(done, "iptables-nft {arguments:?}: {text}");
+            text
+        };
+        iptables(&["-P", "INPUT", "DROP"]);
+        iptables(&["-A", "OUTPUT", "-p", "icmp", "-j", "ACCEPT"]);
+        nft("table inet kube-proxy {
+               chain filter-input {
+                 type filter hook input priority 0
+                 ct state new reject
+               }
+             }");
+        let before = [nft("list ruleset"), iptables(&["-S"])];
+        let firewall = Firewall::find().expect("a socket");
+        let done = firewall.open_for(&at).expect("open");
+        assert_eq!(done.opened, [] as [&str; 0]);
+        let [said] = &done.cannot[..] else { panic!("{done:?}") };
+        for part in
+            ["ip filter INPUT: ", "iptables -t filter -I INPUT -d 169.254.20.10 ", "UNTRACKED -j ACCEPT"]
+        {
+            assert!(said.contains(part), "{said}");
+        }
+        assert_eq!([nft("list ruleset"), iptables(&["-S"])], before);
+        iptables(&["-L"]);
+        // The command that it names does what it says.
+        let command =
+            said.split_once("change it: ").expect("a command").1.split("; ").next().expect("a command");
+        let words: Vec<&str> = command.split(' ').skip(1).collect();
+        iptables(&words);
+        assert!(iptables(&["-S", "INPUT"]).contains("UNTRACKED"));
+    });
+}
+
+/// As those of firewalld since version 2.3.
+#[test]
+fn a_table_with_an_owner_is_left_alone_and_named() {
+    on_a_node(|| {
+        let mut owner = Command::new("nft")
+            .arg("-i")
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}", missing("nft", "nftables", &error)));
+        let mut stdin = owner.stdin.take().expect("a pipe");
+        let rules = "add table inet theirs { flags owner; }\n\
+                     add chain inet theirs input { type filter hook input priority 0; policy drop; }\n";
+        stdin.write_all(rules.as_bytes()).expect("rules");
+        let list = || nft("list ruleset");
+        wait_until("their table is there", seconds(5), || list().contains("policy drop"));
+        let before = list();
+        let done =
+            Firewall::find().and_then(|firewall| firewall.open_for(&LISTEN.map(address))).expect("open");
+        assert_eq!((done.opened.len(), done.cannot.len()), (0, 1), "{done:?}");
+        assert!(
+            done.cannot[0].starts_with("inet theirs input: ") && done.cannot[0].contains("netlink socket")
+        );
+        assert_eq!(list(), before);
+        drop(stdin);
+        owner.wait().expect("an end");
+    });
+}
