@@ -54,7 +54,8 @@ pub async fn agent(sources: &Sources, control: &Path) -> Agent {
         Ok(Err(error)) => (None, Err(silent(control, &error))),
         Err(_) => (None, Err(Unseen::new(format!("no answer within {} s", PATIENCE.as_secs()), ""))),
     };
-    let of = pid.ok_or_else(|| Unseen::new("the agent's process is not to be seen from here", SEES_PROCESSES));
+    let of =
+        pid.ok_or_else(|| Unseen::new("the agent's process is not to be seen from here", SEES_PROCESSES));
     Agent {
         pid,
         probe,

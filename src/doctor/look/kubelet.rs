@@ -32,12 +32,14 @@ pub fn kubelet(sources: &Sources) -> Kubelet {
         let other = "nodens doctor --kubelet-config FILE   # as in: ps -o args= -C kubelet";
         Unseen::new(format!("{shown}: {error}"), other)
     });
-    let cluster_dns = text.and_then(|text| parse(&text).map_err(|why| Unseen::new(format!("{shown}: {why}"), "")));
+    let cluster_dns =
+        text.and_then(|text| parse(&text).map_err(|why| Unseen::new(format!("{shown}: {why}"), "")));
     Kubelet { path, cluster_dns }
 }
 
 fn parse(text: &str) -> Result<Vec<String>, String> {
-    let file: File = serde_saphyr::from_str(text).map_err(|error| format!("no KubeletConfiguration: {error}"))?;
+    let file: File =
+        serde_saphyr::from_str(text).map_err(|error| format!("no KubeletConfiguration: {error}"))?;
     Ok(file.cluster_dns.unwrap_or_default())
 }
 

@@ -126,11 +126,11 @@ mod tests {
 
     #[test]
     fn a_users_session_is_nobodys_unit() {
+        assert_eq!(origin("0::/user.slice/user-0.slice/user@0.service/app.slice/x.scope\n"), Origin::Other);
         assert_eq!(
-            origin("0::/user.slice/user-0.slice/user@0.service/app.slice/x.scope\n"),
-            Origin::Other
+            origin("1:name=systemd:/system.slice/named.service\n"),
+            Origin::Unit("named.service".into())
         );
-        assert_eq!(origin("1:name=systemd:/system.slice/named.service\n"), Origin::Unit("named.service".into()));
         assert_eq!(origin(""), Origin::Other);
     }
 }

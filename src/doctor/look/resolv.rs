@@ -34,13 +34,14 @@ pub fn resolv(sources: &Sources, agent: Option<u32>) -> Resolv {
 
 /// The servers of a resolv.conf (resolv.conf(5)).
 fn servers(text: &str) -> Vec<IpAddr> {
-    let server = |line: &str| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()).flatten()
-    };
     // A link-local IPv6 address may have its link behind it.
     let address = |word: &str| word.split('%').next().and_then(|word| word.parse().ok());
     text.lines().filter_map(server).filter_map(address).collect()
+}
+
+fn server(line: &str) -> Option<&str> {
+    let mut words = line.split_whitespace();
+    if words.next()? == "nameserver" { words.next() } else { None }
 }
 
 #[cfg(test)]

@@ -44,7 +44,8 @@ fn links(sources: &Sources) -> Seen<Vec<Link>> {
         if name == "default" {
             continue;
         }
-        let of = |family: &str, key: &str| sources.number(format!("/proc/sys/net/{family}/conf/{name}/{key}"));
+        let of =
+            |family: &str, key: &str| sources.number(format!("/proc/sys/net/{family}/conf/{name}/{key}"));
         // A link may go while we look.
         let (Ok(arp_ignore), Ok(rp_filter)) = (of("ipv4", "arp_ignore"), of("ipv4", "rp_filter")) else {
             continue;

@@ -183,7 +183,9 @@ async fn timed(exchange: impl Future<Output = io::Result<Message>>) -> Outcome {
 fn said(error: &io::Error) -> String {
     match (error.kind(), error.raw_os_error()) {
         (ErrorKind::ConnectionRefused, _) => "refused: nobody listens there".to_owned(),
-        (ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable, _) => "unreachable: no way there".to_owned(),
+        (ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable, _) => {
+            "unreachable: no way there".to_owned()
+        }
         (ErrorKind::PermissionDenied, Some(_)) => {
             "our sockets may not be marked as the agent's are: not root".to_owned()
         }

@@ -1,0 +1,3 @@
+//! What the facts mean, one module a check. Each has a `check`, which looks, and a pure function from facts to findings.
+
+pub mod memory;
