@@ -26,7 +26,10 @@ const MAY_IMPORT: [(&str, Option<&[&str]>); 19] = [
     ("node", Some(&["config", "metrics", "readiness", "sys"])),
     ("privileges", Some(&["config"])),
     ("demo", Some(&[])),
-    ("doctor", Some(&["admin", "clock", "config", "node", "readiness", "resolve", "upstream", "wire"])),
+    (
+        "doctor",
+        Some(&["admin", "clock", "config", "node", "privileges", "readiness", "resolve", "upstream", "wire"]),
+    ),
     ("admin", None),
     ("app", None),
     ("cli", None),

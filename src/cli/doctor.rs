@@ -1,5 +1,6 @@
 //! `nodens doctor`: examines this node.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +10,7 @@ use super::{BAD_CONFIG, CONTROL};
 use crate::config::{Config, file};
 use crate::doctor::finding::{Finding, Level};
 use crate::doctor::sources::Sources;
-use crate::doctor::{self};
+use crate::doctor::{self, Case};
 
 /// Where kubeadm and most installers have it (kubelet's `--config`).
 const KUBELET: &str = "/var/lib/kubelet/config.yaml";
@@ -44,13 +45,27 @@ pub(super) fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
     };
     let control = options.control.clone().unwrap_or_else(|| config.control.clone());
     let sources = Sources { root: "/".into(), kubelet: options.kubelet_config.clone() };
+    let case = Case { config, sources, control, again: command_line() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut worst = Level::Ok;
-    runtime.block_on(doctor::examine(config, sources, control, |finding| {
-        worst = worst.max(finding.level);
+    let mut seen = Summary::default();
+    runtime.block_on(doctor::examine(case, |finding| {
+        seen.add(&finding);
         if options.json { println!("{}", json!(finding)) } else { print(&finding) }
     }));
-    Ok(if worst == Level::Problem { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    if !options.json {
+        println!("{}", seen.line());
+    }
+    Ok(if seen.count(Level::Problem) > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// This very command, as a shell takes it.
+fn command_line() -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-=:@%+,".contains(letter);
+    let quoted = |word: String| match word.chars().all(plain) {
+        true if !word.is_empty() => word,
+        _ => format!("'{}'", word.replace('\'', r"'\''")),
+    };
+    std::env::args_os().map(|word| quoted(word.to_string_lossy().into_owned())).collect::<Vec<_>>().join(" ")
 }
 
 fn print(finding: &Finding) {
@@ -66,5 +81,56 @@ fn print(finding: &Finding) {
     }
     for line in finding.mend.lines() {
         println!("{:23}{line}", "");
+    }
+}
+
+/// What was found in all.
+#[derive(Debug, Default)]
+struct Summary {
+    checks: BTreeSet<&'static str>,
+    levels: BTreeMap<Level, usize>,
+}
+
+impl Summary {
+    fn add(&mut self, finding: &Finding) {
+        self.checks.insert(finding.check);
+        *self.levels.entry(finding.level).or_default() += 1;
+    }
+
+    fn count(&self, level: Level) -> usize {
+        self.levels.get(&level).copied().unwrap_or_default()
+    }
+
+    /// `12 checks: 1 problem, 2 warnings, 1 not seen`.
+    fn line(&self) -> String {
+        let several = |count, one: &str| format!("{count} {one}{}", if count == 1 { "" } else { "s" });
+        let (problems, warnings) = (self.count(Level::Problem), self.count(Level::Warning));
+        let unseen = match self.count(Level::Unknown) {
+            0 => String::new(),
+            count => format!(", {count} not seen"),
+        };
+        let checks = several(self.checks.len(), "check");
+        format!("{checks}: {}, {}{unseen}", several(problems, "problem"), several(warnings, "warning"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_counts_checks_and_what_they_found() {
+        let mut summary = Summary::default();
+        assert_eq!(summary.line(), "0 checks: 0 problems, 0 warnings");
+        for (check, level) in [
+            ("port", Level::Ok),
+            ("port", Level::Problem),
+            ("rules", Level::Warning),
+            ("rules", Level::Warning),
+            ("memory", Level::Unknown),
+        ] {
+            summary.add(&Finding { level, ..Finding::ok(check, "") });
+        }
+        assert_eq!(summary.line(), "3 checks: 1 problem, 2 warnings, 1 not seen");
     }
 }

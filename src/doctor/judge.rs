@@ -1,3 +1,30 @@
 //! What the facts mean, one module a check. Each has a `check`, which looks, and a pure function from facts to findings.
 
+pub mod address;
+pub mod agent;
+pub mod conntrack;
+pub mod firewall;
 pub mod memory;
+pub mod node_cache;
+pub mod port;
+pub mod routes;
+pub mod rules;
+
+use std::net::IpAddr;
+
+/// What starts the agent, whoever runs it.
+pub const START: &str = "systemctl restart nodens\n\
+    # where Kubernetes runs it: kubectl get pods -A -o wide | grep nodens, and `kubectl describe` that of this node";
+
+/// Checks of what belongs to a network namespace.
+pub const OF_THE_NETWORK: [&str; 7] =
+    ["address", "port", "rules", "firewall", "routes", "conntrack", "node-cache"];
+
+/// An address alone, as a prefix.
+fn whole(address: IpAddr) -> String {
+    format!("{address}/{}", bits(address))
+}
+
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}

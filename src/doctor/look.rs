@@ -3,9 +3,10 @@
 pub mod agent;
 pub mod answers;
 pub mod counters;
+pub mod iptables;
 pub mod kubelet;
-pub mod legacy;
 pub mod memory;
+pub mod node;
 pub mod processes;
 pub mod resolv;
 pub mod sockets;

@@ -1,5 +1,6 @@
 //! The running agent: what it says by its control socket, and what `/proc` says of it.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,26 +16,33 @@ use crate::doctor::sources::{AS_ROOT, Sources};
 /// An agent that works answers at once.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The agent that answers at a control socket.
+/// The agent at a control socket.
 #[derive(Debug, Clone)]
 pub struct Agent {
     /// Its number, where it is in a PID namespace that we see.
     pub pid: Option<u32>,
-    /// Its answer to a probe.
-    pub probe: Seen<Probe>,
+    /// How it is.
+    pub state: State,
     /// What it may do.
     pub capabilities: Seen<Capabilities>,
     /// Whether it is in our network namespace.
     pub is_in_our_network: Seen<bool>,
 }
 
-/// An answer to a probe.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Probe {
+/// How an agent is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
     /// It answers its own name, and its threads make progress.
-    pub is_ok: bool,
-    /// Why it is not ready; empty when it is.
-    pub reasons: Vec<String>,
+    Works {
+        /// Why it is not ready; empty when it is.
+        reasons: Vec<String>,
+    },
+    /// It is there and cannot answer, and why.
+    Hangs(String),
+    /// Nobody is there, and how that shows.
+    Absent(String),
+    /// It cannot be asked.
+    Unseen(Unseen),
 }
 
 /// Bit sets of capabilities(7).
@@ -46,19 +54,35 @@ pub struct Capabilities {
     pub permitted: u64,
 }
 
+impl Agent {
+    /// Whether it answers queries and has set up what it needs.
+    pub fn is_ready(&self) -> bool {
+        matches!(&self.state, State::Works { reasons } if reasons.is_empty())
+    }
+
+    /// Whether nobody is there.
+    pub fn is_absent(&self) -> bool {
+        matches!(self.state, State::Absent(_))
+    }
+
+    /// Whether what is seen of the network from here is the agent's.
+    pub fn is_elsewhere(&self) -> bool {
+        self.is_in_our_network == Ok(false)
+    }
+}
+
 /// Asks it.
 pub async fn agent(sources: &Sources, control: &Path) -> Agent {
-    let conversation = timeout(PATIENCE, converse(control)).await;
-    let (pid, probe) = match conversation {
-        Ok(Ok((pid, probe))) => (pid, Ok(probe)),
-        Ok(Err(error)) => (None, Err(silent(control, &error))),
-        Err(_) => (None, Err(Unseen::new(format!("no answer within {} s", PATIENCE.as_secs()), ""))),
+    let mut pid = None;
+    let state = match timeout(PATIENCE, converse(control, &mut pid)).await {
+        Ok(Ok(state)) => state,
+        Ok(Err(error)) => not_asked(control, &error),
+        Err(_) => State::Hangs(format!("no answer within {} s", PATIENCE.as_secs())),
     };
-    let of =
-        pid.ok_or_else(|| Unseen::new("the agent's process is not to be seen from here", SEES_PROCESSES));
+    let of = pid.ok_or_else(|| Unseen::new("its process is not to be seen from here", SEES_PROCESSES));
     Agent {
         pid,
-        probe,
+        state,
         capabilities: of.clone().and_then(|pid| capabilities(sources, pid)),
         is_in_our_network: of.and_then(|pid| {
             let network = |process: &str| sources.link(format!("/proc/{process}/ns/net"));
@@ -71,14 +95,18 @@ pub async fn agent(sources: &Sources, control: &Path) -> Agent {
 pub const SEES_PROCESSES: &str =
     "# run it on the node itself, or in a pod with hostPID: true\nsudo nodens doctor";
 
-fn silent(control: &Path, error: &std::io::Error) -> Unseen {
-    let mend = if error.kind() == std::io::ErrorKind::PermissionDenied { AS_ROOT } else { "" };
-    Unseen::new(format!("{}: {error}", control.display()), mend)
+fn not_asked(control: &Path, error: &std::io::Error) -> State {
+    let why = format!("{}: {error}", control.display());
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => State::Absent(why),
+        ErrorKind::PermissionDenied => State::Unseen(Unseen::new(why, AS_ROOT)),
+        _ => State::Hangs(why),
+    }
 }
 
-async fn converse(control: &Path) -> std::io::Result<(Option<u32>, Probe)> {
+async fn converse(control: &Path, pid: &mut Option<u32>) -> std::io::Result<State> {
     let mut stream = UnixStream::connect(control).await?;
-    let pid = stream.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid != 0);
+    *pid = stream.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid != 0);
     let mut line = serde_json::to_vec(&Request::Probe)?;
     line.push(b'\n');
     stream.write_all(&line).await?;
@@ -86,7 +114,11 @@ async fn converse(control: &Path) -> std::io::Result<(Option<u32>, Probe)> {
     stream.read_to_end(&mut answer).await?;
     let answer: Value = serde_json::from_slice(&answer)?;
     let reasons = answer["ready"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    Ok((pid, Probe { is_ok: answer["ok"] == true, reasons: reasons.map(str::to_owned).collect() }))
+    let reasons: Vec<String> = reasons.map(str::to_owned).collect();
+    Ok(match answer["ok"].as_bool() {
+        Some(true) => State::Works { reasons },
+        _ => State::Hangs(reasons.join("; ")),
+    })
 }
 
 fn capabilities(sources: &Sources, pid: u32) -> Seen<Capabilities> {

@@ -25,6 +25,13 @@ pub struct Answer {
     pub from: Result<Answerer, String>,
 }
 
+impl Answer {
+    /// Whether a packet has gone out for it: without a way to the address none does.
+    pub fn has_left(&self) -> bool {
+        self.from.as_ref().err().is_none_or(|error| !error.contains("Network is unreachable"))
+    }
+}
+
 /// Who answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answerer {

@@ -28,6 +28,19 @@ pub enum Origin {
     Other,
 }
 
+impl Process {
+    /// What ends it, as far as that can be known.
+    pub fn stop(&self) -> String {
+        match &self.origin {
+            Origin::Unit(unit) => format!("systemctl disable --now {unit}"),
+            Origin::Pod => {
+                format!("# {} is in a pod: delete the DaemonSet or static pod that it comes from", self.name)
+            }
+            Origin::Other => format!("kill {}", self.pid),
+        }
+    }
+}
+
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (pid {})", self.name, self.pid)
@@ -71,6 +84,18 @@ pub fn owners(sources: &Sources, inodes: &BTreeSet<u64>) -> Seen<Owners> {
         }
     }
     Ok(owners)
+}
+
+/// The processes of our network namespace that have this name.
+///
+/// # Errors
+/// Why processes cannot be seen.
+pub fn named(sources: &Sources, name: &str) -> Seen<Vec<Process>> {
+    let pids = sources.names("/proc")?.into_iter().filter_map(|name| name.parse::<u32>().ok());
+    let all = pids.map(|pid| process(sources, pid)).filter(|process| process.name == name);
+    let network = |pid: &str| sources.link(format!("/proc/{pid}/ns/net")).ok();
+    let ours = network("self");
+    Ok(all.filter(|process| network(&process.pid.to_string()).is_none_or(|its| Some(its) == ours)).collect())
 }
 
 /// What is known of a process.
