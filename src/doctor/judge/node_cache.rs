@@ -306,13 +306,14 @@ mod tests {
         let (nobody, none) = (Ok(vec![]), Ok(vec![]));
         let ip: IpAddr = "169.254.20.10".parse().unwrap();
         let addresses = [(ip, 32)];
+        let ours = [ip];
         let of = |address_on, listen| {
             judge(&Facts { link: Some(&addresses), address_on, listen, ..facts(&nobody, &[], &none) })
         };
-        assert_eq!(of(Some(LINK), &[ip])[0].level, Level::Ok);
+        assert_eq!(of(Some(LINK), &ours)[0].level, Level::Ok);
         let left = of(None, &[]);
         assert_eq!((left[0].level, left[0].mend.as_str()), (Level::Warning, "ip link del nodelocaldns"));
-        let used = of(None, &[ip]);
+        let used = of(None, &ours);
         assert!(
             used[0]
                 .mend
