@@ -8,7 +8,6 @@ mod agent_itself;
 #[path = "doctor/client_ways.rs"]
 mod client_ways;
 #[path = "netns/cluster_dns.rs"]
-#[expect(dead_code, reason = "tests/netns asks for more")]
 mod cluster_dns;
 #[path = "doctor/examine.rs"]
 mod examine;
@@ -24,7 +23,6 @@ mod iptables;
 #[expect(dead_code, reason = "tests/netns asks for more")]
 mod kernel;
 #[path = "netns/kube_proxy.rs"]
-#[expect(dead_code, reason = "tests/netns asks for more")]
 mod kube_proxy;
 #[path = "doctor/left_behind.rs"]
 mod left_behind;

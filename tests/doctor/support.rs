@@ -8,7 +8,6 @@ mod namespace;
 #[path = "../support/ports.rs"]
 mod ports;
 #[path = "../support/process.rs"]
-#[expect(dead_code, reason = "other suites ask for more")]
 mod process;
 #[path = "../support/waiting.rs"]
 mod waiting;

@@ -140,6 +140,8 @@ fn taken(agent: &Agent, holders: &Holders<'_>, from: Option<Result<&Answerer, &S
         (all, "it did not share it (SO_REUSEPORT), or runs as another user; the agent tries again")
     };
     let asked = match from {
+        // Now the one is asked, now the other.
+        _ if !holders.agents.is_empty() => "",
         Some(Ok(Answerer::Agent)) => "; a question of ours was answered by an agent",
         Some(Ok(Answerer::Other)) => "; a question of ours was answered by somebody else",
         Some(Err(_)) => "; a question of ours was not answered",

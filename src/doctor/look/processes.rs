@@ -93,6 +93,12 @@ pub fn owners(sources: &Sources, inodes: &BTreeSet<u64>) -> Seen<Owners> {
 pub fn named(sources: &Sources, name: &str) -> Seen<Vec<Process>> {
     let pids = sources.names("/proc")?.into_iter().filter_map(|name| name.parse::<u32>().ok());
     let all = pids.map(|pid| process(sources, pid)).filter(|process| process.name == name);
+    // One that has ended and that nobody has waited for yet.
+    let has_ended = |pid: u32| {
+        let status = sources.read(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:\tZ"))
+    };
+    let all = all.filter(|process| !has_ended(process.pid));
     let network = |pid: &str| sources.link(format!("/proc/{pid}/ns/net")).ok();
     let ours = network("self");
     Ok(all.filter(|process| network(&process.pid.to_string()).is_none_or(|its| Some(its) == ours)).collect())

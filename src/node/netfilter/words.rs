@@ -7,6 +7,7 @@ use super::numbers::{
     BITWISE_MASK, CMP_DATA, COUNTER_PACKETS, DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, IMMEDIATE_DATA,
     LIST_ELEM, MATCH_INFO, MATCH_NAME, VERDICT_CHAIN, VERDICT_CODE,
 };
+use super::rule::UNTRACKED;
 use super::seen::RuleSeen;
 
 /// libnftnl writes what belongs to a rule as type, length and value; this type is a comment.
@@ -94,7 +95,8 @@ fn verdict(verdict: Attributes<'_>) -> Option<String> {
 /// destination ports of `struct xt_udp` and `struct xt_tcp`, which are in the machine's byte order.
 fn compat(name: &str, info: &[u8], rule: &mut RuleSeen) {
     match name {
-        "conntrack" | "state" => rule.states = Some(0),
+        "state" => rule.states = Some(0),
+        "conntrack" => rule.states = tracked(info),
         "comment" => rule.comment = Some(bounded(text(info))),
         "udp" | "tcp" => {
             if let Some(&[_, _, _, _, a, b, c, d]) = info.first_chunk() {
@@ -104,6 +106,24 @@ fn compat(name: &str, info: &[u8], rule: &mut RuleSeen) {
         }
         _ => {}
     }
+}
+
+/// linux/netfilter/xt_conntrack.h, `struct xt_conntrack_mtinfo3`: behind 146 bytes which conditions there are, which of
+/// them are turned round, and the states, in the machine's byte order. They are numbered in another way than nft(8)'s.
+fn tracked(info: &[u8]) -> Option<u32> {
+    const STATE: u16 = 1;
+    const XT_UNTRACKED: u16 = 1 << 8;
+    let word = |at: usize| {
+        info.get(at..at + 2).and_then(|bytes| bytes.first_chunk()).map(|b| u16::from_ne_bytes(*b))
+    };
+    let (Some(conditions), Some(inverted), Some(states)) = (word(146), word(148), word(150)) else {
+        return Some(0);
+    };
+    if conditions & STATE == 0 {
+        return Some(0); // of what else connection tracking knows
+    }
+    let untracked = (states & XT_UNTRACKED != 0) != (inverted & STATE != 0);
+    Some(if untracked { UNTRACKED } else { 1 })
 }
 
 fn comment(mut rest: &[u8]) -> Option<String> {
