@@ -31,7 +31,10 @@ pub struct Patient {
 pub async fn examine(config: Config, sources: Sources, control: PathBuf, mut each: impl FnMut(Finding)) {
     let agent = agent(&sources, &control).await;
     let patient = Patient { config, sources, agent };
-    for finding in judge::memory::check(&patient) {
-        each(finding);
-    }
+    judge::kubelet::check(&patient).into_iter().for_each(&mut each);
+    judge::resolv::check(&patient).await.into_iter().for_each(&mut each);
+    judge::upstreams::check(&patient).await.into_iter().for_each(&mut each);
+    judge::buffers::check(&patient).await.into_iter().for_each(&mut each);
+    judge::sysctls::check(&patient).into_iter().for_each(&mut each);
+    judge::memory::check(&patient).into_iter().for_each(&mut each);
 }
