@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::{Config, DNS_PORT};
-use finding::{Finding, Level, Unseen};
+use finding::{Finding, Level};
 use look::agent::{Agent, agent};
 use look::node::{Node, node};
 use sources::Sources;
@@ -77,8 +77,7 @@ pub async fn examine(case: Case, mut each: impl FnMut(Finding)) {
     let patient = Patient { config, sources, control, again, agent, node };
     let mut tell = |findings: Vec<Finding>| bounded(findings).into_iter().for_each(&mut each);
     tell(judge::agent::check(&patient));
-    if patient.agent.is_elsewhere() {
-        let why = Unseen::new("the agent is in another network than this", judge::agent::there(&patient));
+    if let Some(why) = judge::elsewhere(&patient) {
         for check in judge::OF_THE_NETWORK {
             tell(vec![Finding::unknown(check, "not looked at", &why)]);
         }
@@ -91,6 +90,11 @@ pub async fn examine(case: Case, mut each: impl FnMut(Finding)) {
         tell(judge::conntrack::check(&patient));
         tell(judge::node_cache::check(&patient));
     }
+    tell(judge::kubelet::check(&patient));
+    tell(judge::resolv::check(&patient).await);
+    tell(judge::upstreams::check(&patient).await);
+    tell(judge::buffers::check(&patient).await);
+    tell(judge::sysctls::check(&patient));
     tell(judge::memory::check(&patient));
 }
 

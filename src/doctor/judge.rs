@@ -2,15 +2,23 @@
 
 pub mod address;
 pub mod agent;
+pub mod buffers;
 pub mod conntrack;
 pub mod firewall;
+pub mod kubelet;
 pub mod memory;
 pub mod node_cache;
 pub mod port;
+pub mod resolv;
 pub mod routes;
 pub mod rules;
+pub mod sysctls;
+pub mod upstreams;
 
 use std::net::IpAddr;
+
+use super::Patient;
+use super::finding::Unseen;
 
 /// What starts the agent, whoever runs it.
 pub const START: &str = "systemctl restart nodens\n\
@@ -27,4 +35,11 @@ fn whole(address: IpAddr) -> String {
 
 fn bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// Why files of our own network namespace would say nothing of the agent's; `None` where they do, or where that is not
+/// known.
+pub(super) fn elsewhere(patient: &Patient) -> Option<Unseen> {
+    let why = "the agent is in another network namespace than this";
+    patient.agent.is_elsewhere().then(|| Unseen::new(why, agent::there(patient)))
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::doctor::finding::Seen;
+use crate::doctor::finding::{Seen, Unseen};
 use crate::doctor::sources::Sources;
 
 /// A limit, and where it stands.
@@ -23,30 +23,41 @@ const NONE: u64 = 1 << 60;
 /// Why it cannot be seen.
 pub fn limit(sources: &Sources, process: &str) -> Seen<Option<Limit>> {
     let text = sources.read(format!("/proc/{process}/cgroup"))?;
+    let mut seen = false;
     let mut limits = Vec::new();
-    for line in text.lines() {
-        let mut parts = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
-            continue;
-        };
-        let (top, file) = if controllers.is_empty() {
-            // Alone, or beside those of version 1.
-            let unified = sources.path("/sys/fs/cgroup/unified").is_dir();
-            (if unified { "/sys/fs/cgroup/unified" } else { "/sys/fs/cgroup" }, "memory.max")
-        } else if controllers.split(',').any(|controller| controller == "memory") {
-            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        } else {
-            continue;
-        };
+    for (top, file, path) in text.lines().filter_map(|line| memory_cgroup(sources, line)) {
         // In a container the path may be one of the host, which is not there: its own is at the top.
         let below = Path::new(path.trim_start_matches('/'));
         for folder in below.ancestors() {
             let file = Path::new(top).join(folder).join(file);
+            let Ok(text) = sources.read(&file) else { continue };
+            seen = true;
             // Only numbers are limits: version 2 writes "max".
-            limits.extend(sources.number(&file).ok().map(|bytes| Limit { bytes, file }));
+            limits.extend(text.trim().parse().ok().map(|bytes| Limit { bytes, file }));
         }
+        // The root of all cgroups has none.
+        seen |= path == "/" && sources.path(top).join("cgroup.procs").exists();
+    }
+    if !seen {
+        let why =
+            format!("no limit of its cgroup is below /sys/fs/cgroup: {}", text.trim().replace('\n', " "));
+        return Err(Unseen::new(why, format!("cat /proc/{process}/cgroup\nmount -t cgroup,cgroup2")));
     }
     Ok(limits.into_iter().filter(|limit| limit.bytes < NONE).min_by_key(|limit| limit.bytes))
+}
+
+/// Where a line of `/proc/PID/cgroup` has a limit of memory: the hierarchy, the file's name, and the cgroup.
+fn memory_cgroup<'a>(sources: &Sources, line: &'a str) -> Option<(&'static str, &'static str, &'a str)> {
+    let mut parts = line.splitn(3, ':');
+    let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+    if controllers.is_empty() {
+        // Alone, or beside those of version 1.
+        let unified = sources.path("/sys/fs/cgroup/unified").is_dir();
+        let top = if unified { "/sys/fs/cgroup/unified" } else { "/sys/fs/cgroup" };
+        return Some((top, "memory.max", path));
+    }
+    let is_memory = controllers.split(',').any(|controller| controller == "memory");
+    is_memory.then_some(("/sys/fs/cgroup/memory", "memory.limit_in_bytes", path))
 }
 
 #[cfg(test)]
@@ -96,5 +107,12 @@ mod tests {
         let (_dir, sources) =
             node(&[("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/memory.max", "1048576\n")]);
         assert_eq!(limit(&sources, "self").unwrap().unwrap().bytes, 1 << 20);
+    }
+    #[test]
+    fn a_limit_that_is_not_there_to_be_read_is_not_taken_for_none() {
+        let (_dir, sources) = node(&[("proc/7/cgroup", "0::/kubepods/pod1\n")]);
+        assert!(limit(&sources, "7").unwrap_err().why.contains("0::/kubepods/pod1"));
+        let (_dir, sources) = node(&[("proc/7/cgroup", "0::/\n"), ("sys/fs/cgroup/cgroup.procs", "")]);
+        assert_eq!(limit(&sources, "7"), Ok(None));
     }
 }

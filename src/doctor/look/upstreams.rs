@@ -1,12 +1,14 @@
 //! Every upstream, asked by UDP and by TCP at the same time: do they answer, and how fast?
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, StreamExt};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,6 +22,8 @@ use crate::upstream::transport::{Datagrams, Kernel, Link, Network};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Within it a datagram is sent so often: one that is lost does not condemn a server.
 const DATAGRAMS: u32 = 2;
+/// Servers that are asked at the same time. A hundred that are all silent take half a minute.
+const AT_ONCE: usize = 16;
 
 /// One server, and how it answered.
 #[derive(Debug, Clone)]
@@ -52,7 +56,40 @@ pub enum How {
 }
 
 /// An RCODE and how long it took, or why there is none.
-pub type Outcome = Result<(u16, Duration), String>;
+pub type Outcome = Result<(u16, Duration), Trouble>;
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing came within [`PATIENCE`].
+    Silent,
+    /// Nobody listens there.
+    Refused,
+    /// There is no way there.
+    Unreachable,
+    /// It took the connection and ended it.
+    Closed,
+    /// Only marked packets get there, and we may not mark ours: nothing was asked.
+    NotAllowed,
+    /// The name in the configuration has no address.
+    Name(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent => write!(f, "silent for {} s", PATIENCE.as_secs()),
+            Self::Refused => f.write_str("refused"),
+            Self::Unreachable => f.write_str("unreachable"),
+            Self::Closed => f.write_str("closed without an answer"),
+            Self::NotAllowed => f.write_str("not asked"),
+            Self::Name(why) => write!(f, "its name could not be looked up: {why}"),
+            Self::Other(why) => f.write_str(why),
+        }
+    }
+}
 
 /// A server to ask.
 #[derive(Debug, Clone)]
@@ -96,10 +133,21 @@ pub async fn ask(config: &Config, system: &[IpAddr]) -> Vec<Asked> {
         let (udp, tcp) = ask_one(&config.network, &upstream, &apex, &target).await;
         Asked { zones, label: target.label, addr: target.addr, how: target.how, udp, tcp }
     });
-    futures_util::future::join_all(asked).await
+    stream::iter(asked).buffered(AT_ONCE).collect().await
 }
 
-fn shown(name: &Name) -> String {
+/// Asks one server for the root by UDP.
+///
+/// # Errors
+/// Why it does not answer.
+pub async fn ask_by_udp(config: &Config, ip: IpAddr) -> Outcome {
+    let addr = SocketAddr::new(ip, DNS_PORT);
+    let question = question(&Name::root(), RecordType::SOA);
+    timed(&config.network, &[], addr, |kernel| by_udp(kernel, addr, &question)).await
+}
+
+/// A zone's name.
+pub fn shown(name: &Name) -> String {
     if name.is_root() { ".".to_owned() } else { name.to_utf8().trim_end_matches('.').to_owned() }
 }
 
@@ -140,12 +188,16 @@ fn targets<'a>(
     }
 }
 
-/// Sockets as the agent's: with interception what is not marked would come back to it.
-fn kernel(network: &Settings) -> Kernel {
-    if network.upstream_notrack || !network.intercept.is_empty() {
-        return Kernel::marked(network.mark.own, Vec::new());
+/// Sockets as the agent's: with interception, what is not marked would come back to it. Whoever resolves names is asked
+/// without a mark, as the agent does it.
+fn marked(network: &Settings, bootstrap: &[Server]) -> Option<Kernel> {
+    if !network.upstream_notrack && network.intercept.is_empty() {
+        return None;
     }
-    Kernel::default()
+    let bootstrap = bootstrap.iter().filter_map(Server::addr);
+    let tracked =
+        bootstrap.filter(|addr| network.upstream_notrack && !network.intercept.contains(&addr.ip()));
+    Some(Kernel::marked(network.mark.own, tracked.collect()))
 }
 
 async fn ask_one(
@@ -155,42 +207,66 @@ async fn ask_one(
     target: &Target,
 ) -> (Option<Outcome>, Option<Outcome>) {
     let Some(addr) = target.addr else {
-        let trouble = target.trouble.clone().unwrap_or_else(|| "its name has no address".to_owned());
-        return (None, Some(Err(trouble)));
+        let trouble = target.trouble.clone().unwrap_or_else(|| "it has no address".to_owned());
+        return (None, Some(Err(Trouble::Name(trouble))));
     };
-    let kernel = kernel(network);
-    let question = question(apex, RecordType::SOA);
+    let question = &question(apex, RecordType::SOA);
+    let bootstrap = &upstream.bootstrap;
     if target.how == How::Tls {
         let name = target.name.as_deref().unwrap_or_default();
-        let exchange = by_tls(&kernel, upstream, addr, name, &question);
-        return (None, Some(timed(exchange).await));
+        let exchange =
+            timed(network, bootstrap, addr, |kernel| by_tls(kernel, upstream, addr, name, question));
+        return (None, Some(exchange.await));
     }
-    let udp = timed(by_udp(&kernel, addr, &question));
-    let tcp = timed(by_tcp(&kernel, addr, &question));
+    let udp = timed(network, bootstrap, addr, |kernel| by_udp(kernel, addr, question));
+    let tcp = timed(network, bootstrap, addr, |kernel| by_tcp(kernel, addr, question));
     let (udp, tcp) = futures_util::future::join(udp, tcp).await;
     (Some(udp), Some(tcp))
 }
 
-async fn timed(exchange: impl Future<Output = io::Result<Message>>) -> Outcome {
+async fn timed<E: Future<Output = io::Result<Message>>>(
+    network: &Settings,
+    bootstrap: &[Server],
+    addr: SocketAddr,
+    exchange: impl Fn(Kernel) -> E,
+) -> Outcome {
     let began = Instant::now();
-    match timeout(PATIENCE, exchange).await {
-        Ok(Ok(reply)) => Ok((u16::from(reply.metadata.response_code), began.elapsed())),
-        Ok(Err(error)) => Err(said(&error)),
-        Err(_) => Err(format!("silent for {} s", PATIENCE.as_secs())),
+    let reply = within(network, bootstrap, addr, exchange).await?;
+    Ok((u16::from(reply.metadata.response_code), began.elapsed()))
+}
+
+/// Asks as the agent does, and without a mark where we may not set one and it is not needed.
+async fn within<E: Future<Output = io::Result<Message>>>(
+    network: &Settings,
+    bootstrap: &[Server],
+    addr: SocketAddr,
+    exchange: impl Fn(Kernel) -> E,
+) -> Result<Message, Trouble> {
+    let answer = async {
+        if let Some(kernel) = marked(network, bootstrap) {
+            let answer = exchange(kernel).await;
+            let refused = answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied);
+            if !refused || network.intercept.contains(&addr.ip()) {
+                return answer;
+            }
+        }
+        exchange(Kernel::default()).await
+    };
+    match timeout(PATIENCE, answer).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(error)) => Err(trouble(&error)),
+        Err(_) => Err(Trouble::Silent),
     }
 }
 
-fn said(error: &io::Error) -> String {
+fn trouble(error: &io::Error) -> Trouble {
     match (error.kind(), error.raw_os_error()) {
-        (ErrorKind::ConnectionRefused, _) => "refused: nobody listens there".to_owned(),
-        (ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable, _) => {
-            "unreachable: no way there".to_owned()
-        }
-        (ErrorKind::PermissionDenied, Some(_)) => {
-            "our sockets may not be marked as the agent's are: not root".to_owned()
-        }
-        (ErrorKind::UnexpectedEof, _) => "closed without an answer".to_owned(),
-        _ => error.to_string(),
+        (ErrorKind::ConnectionRefused, _) => Trouble::Refused,
+        (ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable, _) => Trouble::Unreachable,
+        (ErrorKind::PermissionDenied, Some(_)) => Trouble::NotAllowed,
+        (ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe, _) => Trouble::Closed,
+        (ErrorKind::TimedOut, _) => Trouble::Silent,
+        _ => Trouble::Other(error.to_string()),
     }
 }
 
@@ -205,7 +281,7 @@ fn malformed(error: impl ToString) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, error.to_string())
 }
 
-async fn by_udp(kernel: &Kernel, addr: SocketAddr, question: &Message) -> io::Result<Message> {
+async fn by_udp(kernel: Kernel, addr: SocketAddr, question: &Message) -> io::Result<Message> {
     let packet = question.to_vec().map_err(malformed)?;
     let socket: Box<dyn Datagrams> = kernel.datagrams(addr).await?;
     let receive = async {
@@ -227,12 +303,12 @@ async fn by_udp(kernel: &Kernel, addr: SocketAddr, question: &Message) -> io::Re
     receive.await
 }
 
-async fn by_tcp(kernel: &Kernel, addr: SocketAddr, question: &Message) -> io::Result<Message> {
+async fn by_tcp(kernel: Kernel, addr: SocketAddr, question: &Message) -> io::Result<Message> {
     on_stream(kernel.connect(addr).await?, question).await
 }
 
 async fn by_tls(
-    kernel: &Kernel,
+    kernel: Kernel,
     upstream: &Upstream,
     addr: SocketAddr,
     name: &str,
@@ -259,28 +335,16 @@ async fn on_stream(mut link: Link, question: &Message) -> io::Result<Message> {
 
 /// The addresses of a server given by name, by the first bootstrap server that knows them.
 async fn look_up(network: &Settings, upstream: &Upstream, name: &Name) -> Result<Vec<IpAddr>, String> {
-    let kernel = kernel(network);
-    let mut trouble = "no bootstrap server".to_owned();
+    let mut trouble = "there is no bootstrap server".to_owned();
     for server in &upstream.bootstrap {
         let Some(addr) = server.addr() else { continue };
+        let ask = |rtype| look_up_at(network, upstream, (server, addr), question(name, rtype));
+        let (v4, v6) = futures_util::future::join(ask(RecordType::A), ask(RecordType::AAAA)).await;
         let mut found = Vec::new();
-        for rtype in [RecordType::A, RecordType::AAAA] {
-            let question = question(name, rtype);
-            let exchange = async {
-                match server {
-                    Server::Udp(_) => by_udp(&kernel, addr, &question).await,
-                    Server::Tls(_, name) => by_tls(&kernel, upstream, addr, name, &question).await,
-                    _ => by_tcp(&kernel, addr, &question).await,
-                }
-            };
-            match timeout(PATIENCE, exchange).await {
-                Ok(Ok(reply)) => found.extend(reply.answers.iter().filter_map(|record| match &record.data {
-                    RData::A(a) => Some(IpAddr::V4(a.0)),
-                    RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
-                    _ => None,
-                })),
-                Ok(Err(error)) => trouble = format!("bootstrap server {server}: {}", said(&error)),
-                Err(_) => trouble = format!("bootstrap server {server} is silent"),
+        for answer in [v4, v6] {
+            match answer {
+                Ok(ips) => found.extend(ips),
+                Err(why) => trouble = format!("bootstrap server {server}: {why}"),
             }
         }
         if !found.is_empty() {
@@ -288,4 +352,27 @@ async fn look_up(network: &Settings, upstream: &Upstream, name: &Name) -> Result
         }
     }
     Err(trouble)
+}
+
+async fn look_up_at(
+    network: &Settings,
+    upstream: &Upstream,
+    (server, addr): (&Server, SocketAddr),
+    question: Message,
+) -> Result<Vec<IpAddr>, Trouble> {
+    let question = &question;
+    let exchange = |kernel| async {
+        match server {
+            Server::Udp(_) => by_udp(kernel, addr, question).await,
+            Server::Tls(_, name) => by_tls(kernel, upstream, addr, name, question).await,
+            _ => by_tcp(kernel, addr, question).await,
+        }
+    };
+    let reply = within(network, &upstream.bootstrap, addr, exchange).await?;
+    let addresses = reply.answers.iter().filter_map(|record| match &record.data {
+        RData::A(a) => Some(IpAddr::V4(a.0)),
+        RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+        _ => None,
+    });
+    Ok(addresses.collect())
 }
