@@ -10,13 +10,13 @@ pub mod look;
 pub mod sources;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::config::{Config, DNS_PORT};
-use finding::{Finding, Level};
-use look::agent::{Agent, agent};
+use crate::config::{Config, DNS_PORT, file};
+use finding::{Finding, Level, Unseen};
+use look::agent::{Agent, agent, config_file};
 use look::node::{Node, node};
-use sources::Sources;
+use sources::{AS_ROOT, Sources};
 
 /// Findings of one check that are shown. One that has more to say has one cause for most of it.
 pub const SHOWN: usize = 24;
@@ -66,6 +66,24 @@ impl Patient {
 
 fn cluster_ips(config: &Config) -> Vec<SocketAddr> {
     config.network.intercept.iter().map(|&ip| SocketAddr::new(ip, DNS_PORT)).collect()
+}
+
+/// What the agent at this control socket is configured to do, and how far that is known.
+pub async fn configuration(sources: &Sources, control: &Path) -> (Config, Finding) {
+    let pid = agent(sources, control).await.pid;
+    let none = || Unseen::new("No agent is seen that could be asked for its own.", "");
+    let loaded = pid.ok_or_else(none).and_then(|pid| {
+        let path = config_file(sources, pid)?;
+        let loaded = file::load(&path).map_err(|error| Unseen::new(error.to_string(), AS_ROOT))?;
+        Ok((loaded.config, Finding::ok("config", format!("the agent's own, {}", path.display()))))
+    });
+    loaded.unwrap_or_else(|Unseen { why, .. }| {
+        let what = "no configuration is given: this is about the defaults of config/reference.yaml";
+        (
+            Config::default(),
+            Finding::unknown("config", what, &Unseen::new(why, "nodens doctor --config FILE")),
+        )
+    })
 }
 
 /// Examines a node, one check after the other, and hands over each finding as it is made.

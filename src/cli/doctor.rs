@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::{BAD_CONFIG, CONTROL};
-use crate::config::{Config, file};
+use crate::config::file;
 use crate::doctor::finding::{Finding, Level};
 use crate::doctor::sources::Sources;
 use crate::doctor::{self, Case};
@@ -17,7 +17,7 @@ const KUBELET: &str = "/var/lib/kubelet/config.yaml";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Options {
-    /// The agent's configuration; without it the defaults of config/reference.yaml hold.
+    /// The agent's configuration; without it that of the agent that runs, or the defaults of config/reference.yaml.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The agent's control socket; without it the configuration's.
@@ -33,10 +33,16 @@ pub(super) struct Options {
 
 /// Exit code 1 when queries are lost, or answered by somebody else.
 pub(super) fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
-    let config = match &options.config {
-        None => Config::default(),
+    let sources = Sources { root: "/".into(), kubelet: options.kubelet_config.clone() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (config, first) = match &options.config {
+        None => {
+            let control = options.control.clone().unwrap_or_else(|| CONTROL.into());
+            let (config, finding) = runtime.block_on(doctor::configuration(&sources, &control));
+            (config, Some(finding))
+        }
         Some(path) => match file::load(path) {
-            Ok(loaded) => loaded.config,
+            Ok(loaded) => (loaded.config, None),
             Err(error) => {
                 eprintln!("{error}");
                 return Ok(ExitCode::from(BAD_CONFIG));
@@ -44,14 +50,14 @@ pub(super) fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
         },
     };
     let control = options.control.clone().unwrap_or_else(|| config.control.clone());
-    let sources = Sources { root: "/".into(), kubelet: options.kubelet_config.clone() };
     let case = Case { config, sources, control, again: command_line() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut seen = Summary::default();
-    runtime.block_on(doctor::examine(case, |finding| {
+    let mut tell = |finding: Finding| {
         seen.add(&finding);
         if options.json { println!("{}", json!(finding)) } else { print(&finding) }
-    }));
+    };
+    first.into_iter().for_each(&mut tell);
+    runtime.block_on(doctor::examine(case, tell));
     if !options.json {
         println!("{}", seen.line());
     }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 
 use crate::examine::{Finding, Level, examine, findings, named, shell, wrong};
-use crate::home::{Home, LISTEN, stop};
+use crate::home::{Home, LISTEN, LISTEN6, stop};
 use crate::support::{program, run, seconds, wait_until};
 use crate::topology::{Node, Place, Proxy, Topology, on_a_node};
 
@@ -110,5 +110,26 @@ fn an_agent_that_does_not_answer_is_a_problem() {
         named(&home, "agent", Level::Problem, &["cannot answer", "no answer within 3 s"]);
         agent.signal("CONT");
         wait_until("it is found well again", seconds(10), || wrong(&examine(&home), "agent").is_empty());
+    });
+}
+
+#[test]
+fn without_a_configuration_that_of_the_running_agent_is_taken_or_it_is_said_that_none_is() {
+    on_a_node(Topology::new(Proxy::Nftables), || {
+        let _node = Node::start();
+        let home = Home::listening(&[LISTEN6], HOLDING);
+        let agent = home.start();
+        let doctor = || {
+            let mut command = Command::new(program());
+            command.args(["doctor", "--json", "--control"]).arg(&home.control);
+            findings(&run(&mut command).expect("the program"))
+        };
+        let all = doctor();
+        assert!(all[0].level == Level::Ok && all[0].what.ends_with("/nodens.yaml"), "{all:#?}");
+        assert!(all.iter().any(|found| found.check == "address" && found.what.contains(LISTEN6)), "{all:#?}");
+        stop(agent);
+        let all = doctor();
+        assert!(all[0].check == "config" && all[0].level == Level::Unknown, "{all:#?}");
+        assert!(all.iter().any(|found| found.check == "address" && found.what.contains(LISTEN)), "{all:#?}");
     });
 }

@@ -1,7 +1,7 @@
 //! The running agent: what it says by its control socket, and what `/proc` says of it.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -121,6 +121,25 @@ async fn converse(control: &Path, pid: &mut Option<u32>) -> std::io::Result<Stat
     })
 }
 
+/// The configuration file that it was started with, where it can be read from here.
+///
+/// # Errors
+/// Why that is not known.
+pub fn config_file(sources: &Sources, pid: u32) -> Seen<PathBuf> {
+    let words = sources.read(format!("/proc/{pid}/cmdline"))?;
+    let mut words = words.split('\0');
+    let file = words.find_map(|word| match word.strip_prefix("--config") {
+        Some("") => Some(None),
+        Some(rest) => rest.strip_prefix('=').map(Some),
+        None => None,
+    });
+    let file = file.and_then(|file| file.or_else(|| words.next()));
+    let file = file.ok_or_else(|| Unseen::new("The agent was started without a configuration.", ""))?;
+    // In a container of its own it has other files than we have.
+    let below = if file.starts_with('/') { "root" } else { "cwd" };
+    Ok(sources.path(format!("/proc/{pid}/{below}/{}", file.trim_start_matches('/'))))
+}
+
 fn capabilities(sources: &Sources, pid: u32) -> Seen<Capabilities> {
     let text = sources.read(format!("/proc/{pid}/status"))?;
     let of = |key: &str| {
@@ -130,5 +149,28 @@ fn capabilities(sources: &Sources, pid: u32) -> Seen<Capabilities> {
     match (of("CapEff:"), of("CapPrm:")) {
         (Some(effective), Some(permitted)) => Ok(Capabilities { effective, permitted }),
         _ => Err(Unseen::new(format!("/proc/{pid}/status has no capabilities"), "")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn the_agents_configuration_is_found_by_how_it_was_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let proc = dir.path().join("proc/7");
+        fs::create_dir_all(&proc).unwrap();
+        let sources = Sources { root: dir.path().to_owned(), kubelet: PathBuf::new() };
+        for (words, below) in [
+            ("nodens\0run\0--config\0/etc/nodens.yaml\0", "root/etc/nodens.yaml"),
+            ("nodens\0run\0--config=nodens.yaml\0", "cwd/nodens.yaml"),
+        ] {
+            fs::write(proc.join("cmdline"), words).unwrap();
+            assert_eq!(config_file(&sources, 7), Ok(proc.join(below)));
+        }
+        fs::write(proc.join("cmdline"), "nodens\0run\0").unwrap();
+        assert!(config_file(&sources, 7).is_err());
     }
 }
