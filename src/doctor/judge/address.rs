@@ -92,8 +92,10 @@ fn listened(wanted: &Wanted<'_>, address: IpAddr, holders: &[&Held], links: &[St
         findings.extend(flaws(wanted, held));
     }
     if findings.is_empty() {
-        let link = holders.iter().find(|held| held.link != IPVS).map_or("", |held| held.link.as_str());
-        findings.push(Finding::ok(CHECK, format!("{} is on link {link}", whole(address))));
+        let places = holders.iter().filter(|held| held.link != IPVS);
+        findings.extend(places.take(1).map(|Held { address, prefix, link, .. }| {
+            Finding::ok(CHECK, format!("{address}/{prefix} is on link {link}"))
+        }));
     }
     findings
 }
@@ -145,8 +147,8 @@ fn flaws(wanted: &Wanted<'_>, held: &Held) -> Vec<Finding> {
             format!("{}\nip address add {} dev {link} nodad", delete(held), whole(*address)),
         ));
     }
-    // An address of the node itself has the prefix of the node's network.
-    let is_for_us = wanted.address_on == Some(link) || link == LOOPBACK || kind.as_deref() == Some(DUMMY);
+    // An address of the node itself has the prefix of the node's network; the agent is not asked to hold those.
+    let is_for_us = wanted.address_on.is_some() || link == LOOPBACK || kind.as_deref() == Some(DUMMY);
     if is_for_us && *prefix != bits(*address) {
         let add = format!("ip address add {} dev {link}", whole(*address));
         // The kernel takes an IPv6 address once on a link.
@@ -259,7 +261,14 @@ mod tests {
         assert_eq!(wide[0].0, Level::Warning);
         let commands = "ip address add 169.254.20.10/32 dev lo\nip address del 169.254.20.10/16 dev lo";
         assert_eq!(wide[0].2, commands);
-        assert_eq!(judged(&[held("169.254.20.10", 16, "eth0")])[0].0, Level::Ok, "the node's own");
+        let of_the_node = Wanted {
+            listen: BTreeSet::from([ip("192.0.2.10")]),
+            intercept: &[],
+            address_on: None,
+            agent: false,
+        };
+        let found = judge(&of_the_node, &[held("192.0.2.10", 24, "eth0")], &[]);
+        assert_eq!((found[0].level, found[0].what.as_str()), (Level::Ok, "192.0.2.10/24 is on link eth0"));
         let down = judged(&[Held { up: false, ..held("169.254.20.10", 32, "nodelocaldns") }]);
         assert_eq!((down[0].0, down[0].2.as_str()), (Level::Warning, "ip link set nodelocaldns up"));
         let silent = judged(&[Held { answers: false, ..held("169.254.20.10", 32, "lo") }]);

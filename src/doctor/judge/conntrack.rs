@@ -60,7 +60,7 @@ fn room(Table { count, max }: Table, tracked: Option<&Tracked>) -> Finding {
         let share = percent(dns_udp + dns_tcp, entries);
         format!("; DNS has {dns_udp} by UDP and {dns_tcp} by TCP, {share} % of {entries} listed")
     });
-    let used = if max == 0 { 0 } else { count.saturating_mul(100) / max };
+    let used = count.saturating_mul(100).checked_div(max).unwrap_or_default();
     let what = format!("{count} of {max} entries, {used} %{dns}");
     let why = "When it is full the kernel drops packets of new connections, DNS or not.";
     let mend = format!(
@@ -75,7 +75,7 @@ fn room(Table { count, max }: Table, tracked: Option<&Tracked>) -> Finding {
 }
 
 fn percent(part: usize, all: usize) -> usize {
-    if all == 0 { 0 } else { part.saturating_mul(100) / all }
+    part.saturating_mul(100).checked_div(all).unwrap_or_default()
 }
 
 fn entries((address, count): &(IpAddr, usize)) -> Finding {

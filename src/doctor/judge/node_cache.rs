@@ -151,9 +151,13 @@ fn left(of: &str, commands: &[String]) -> Option<Finding> {
     if commands.is_empty() {
         return None;
     }
+    let count = match commands.len() {
+        1 => "a rule".to_owned(),
+        several => format!("{several} rules"),
+    };
     Some(Finding::warning(
         CHECK,
-        format!("NodeLocal DNSCache has left {} rules of {of}", commands.len()),
+        format!("NodeLocal DNSCache has left {count} of {of}"),
         "They spare its address connection tracking, and let it through firewalls, whoever has the address now.",
         commands.join("\n"),
     ))

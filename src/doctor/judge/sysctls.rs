@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::doctor::Patient;
-use crate::doctor::finding::{Finding, Seen};
+use crate::doctor::finding::{Finding, Seen, Unseen};
 use crate::doctor::look::counters::reverse_path_drops;
 use crate::doctor::look::sysctls::{Link, Sysctls, ipv4_addresses, sysctls};
 
@@ -100,10 +100,10 @@ fn arp_ignore(config: &Config, links: &[Link], addresses: &Seen<Vec<(String, u8)
         harmed.iter().take(5).map(|link| format!("{} ({})", link.name, value(link))).collect();
     let what =
         format!("arp_ignore keeps {} of {} links silent: {}", harmed.len(), strict.len(), values.join(", "));
-    let why = "Pods behind such a link that ask for the listen address, or for their gateway, by ARP get no answer, and \
+    let why = "pods behind such a link that ask for the listen address, or for their gateway, by ARP get no answer, and \
                their queries never leave them: 1 and 3 answer for no address of another link, 2 only to the link's own \
-               subnet, 8 to nobody. Harmless where the network plugin writes pods' neighbours itself: then \
-               `ip neigh` in a pod shows PERMANENT.";
+               subnet, 8 to nobody; harmless where the network plugin writes pods' neighbours itself: then \
+               `ip neigh` in a pod shows PERMANENT";
     let mut lines = vec!["# kube-proxy sets it again where ipvs.strictARP is true".to_owned()];
     let all = links.iter().find(|link| link.name == "all");
     for link in all.into_iter().chain(harmed).filter(|link| link.arp_ignore > 0) {
@@ -149,8 +149,8 @@ fn rp_filter(links: &[Link], drops: &Seen<u64>) -> Finding {
         Ok(drops) => Finding::warning(
             CHECK,
             format!("rp_filter is strict (1) on {links}, and has dropped {drops} packets since boot"),
-            "A packet whose sender would be answered by another link is dropped without a word: an upstream's answer where \
-             there are several ways out, or a pod's query. The count is of all packets, not of DNS alone.",
+            "a packet whose sender would be answered by another link is dropped without a word: an upstream's answer where \
+             there are several ways out, or a pod's query; the count is of all packets, not of DNS alone",
             format!(
                 "# does it grow while queries get lost?\nnstat -asz TcpExtIPReversePathFilter\n# 2 only asks for some way back; the larger of all and the link's own holds\n{}",
                 set("net.ipv4.conf.all.rp_filter", 2)
@@ -168,7 +168,7 @@ fn disable_ipv6(config: &Config, links: &[Link]) -> Option<Finding> {
     }
     let named = |name: &str| links.iter().find(|link| link.name == name);
     let why = "IPv6 addresses of `listen` cannot be added there, nor those of `network.intercept` led here by lo: nobody is \
-               answered at them.";
+               answered at them";
     if links.iter().all(|link| link.disable_ipv6.is_none()) {
         let what = "this kernel has no IPv6, and the configuration has IPv6 addresses";
         let mend = "# boot without ipv6.disable=1, or leave them out of the configuration\ncat /proc/cmdline";
@@ -200,8 +200,8 @@ fn tcp_migrate_req(value: &Seen<Option<u64>>) -> Finding {
         Ok(Some(0)) => Finding::warning(
             CHECK,
             "net.ipv4.tcp_migrate_req is 0",
-            "When an agent leaves its port to the next one, TCP connections that are being opened at that moment are reset. \
-             With 1 the other agent's listener takes them over.",
+            "when an agent leaves its port to the next one, TCP connections that are being opened at that moment are reset; \
+             with 1 the other agent's listener takes them over",
             set("net.ipv4.tcp_migrate_req", 1),
         ),
         Ok(Some(_)) => Finding::ok(
@@ -214,7 +214,7 @@ fn tcp_migrate_req(value: &Seen<Option<u64>>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::{Level, Unseen};
+    use crate::doctor::finding::Level;
 
     fn link(name: &str, change: impl Fn(&mut Link)) -> Link {
         let mut link =
@@ -272,8 +272,7 @@ mod tests {
         let links = [link("veth1", |link| link.arp_ignore = 1)];
         let finding = arp_ignore(&Config::default(), &links, &Err(Unseen::new("no netlink", ""))).unwrap();
         assert_eq!(finding.level, Level::Unknown);
-        let mut config = Config::default();
-        config.listen = vec!["127.0.0.1:53".parse().unwrap()];
+        let config = Config { listen: vec!["127.0.0.1:53".parse().unwrap()], ..Config::default() };
         assert_eq!(arp_ignore(&config, &links, &Ok(vec![])), None);
     }
 

@@ -14,7 +14,7 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use crate::config::{Config, DNS_PORT, Network as Settings, Scheme, Server, Upstream};
+use crate::config::{Config, DNS_PORT, Network as Settings, Scheme, Server, Upstream, Zone};
 use crate::upstream::tls::{Client, Tls};
 use crate::upstream::transport::{Datagrams, Kernel, Link, Network};
 
@@ -95,43 +95,43 @@ impl fmt::Display for Trouble {
 #[derive(Debug, Clone)]
 struct Target {
     label: String,
-    addr: Option<SocketAddr>,
+    /// Where it is, or why that is not known.
+    at: Result<SocketAddr, Trouble>,
     how: How,
     /// The name in its certificate.
     name: Option<String>,
-    /// Why there is no address.
-    trouble: Option<String>,
 }
+
+/// A server, the first zone that asks it, and the names of all of them.
+struct Look<'a> {
+    target: Target,
+    zone: &'a Zone,
+    zones: Vec<String>,
+}
+
+/// What was found of names: by their bootstrap servers.
+type Names<'a> = HashMap<(&'a Name, &'a [Server]), Result<Vec<IpAddr>, Trouble>>;
 
 /// Asks the servers of all zones, each once, `system` being these.
 pub async fn ask(config: &Config, system: &[IpAddr]) -> Vec<Asked> {
-    let mut looks: Vec<(Name, Upstream, Target, Vec<String>)> = Vec::new();
-    let mut names: HashMap<(Name, Vec<Server>), Result<Vec<IpAddr>, String>> = HashMap::new();
+    let mut looks: Vec<Look<'_>> = Vec::new();
+    let mut names = Names::new();
     for zone in &config.zones {
-        let apex = &zone.matches[0];
         for server in &zone.upstream.servers {
-            if let Server::Named(_, name, _) = server {
-                let key = (name.clone(), zone.upstream.bootstrap.clone());
-                if !names.contains_key(&key) {
-                    let found = look_up(&config.network, &zone.upstream, name).await;
-                    names.insert(key, found);
-                }
-            }
-            let known = |name: &Name| names.get(&(name.clone(), zone.upstream.bootstrap.clone()));
-            for target in targets(server, system, &known) {
-                let same = |(_, _, other, _): &&mut (Name, Upstream, Target, Vec<String>)| {
-                    other.label == target.label && other.how == target.how
-                };
+            for target in targets(&config.network, &zone.upstream, server, system, &mut names).await {
+                let apex = shown(&zone.matches[0]);
+                let same =
+                    |look: &&mut Look<'_>| look.target.label == target.label && look.target.how == target.how;
                 match looks.iter_mut().find(same) {
-                    Some((_, _, _, zones)) => zones.push(shown(apex)),
-                    None => looks.push((apex.clone(), zone.upstream.clone(), target, vec![shown(apex)])),
+                    Some(look) => look.zones.push(apex),
+                    None => looks.push(Look { target, zone, zones: vec![apex] }),
                 }
             }
         }
     }
-    let asked = looks.into_iter().map(|(apex, upstream, target, zones)| async move {
-        let (udp, tcp) = ask_one(&config.network, &upstream, &apex, &target).await;
-        Asked { zones, label: target.label, addr: target.addr, how: target.how, udp, tcp }
+    let asked = looks.into_iter().map(|Look { target, zone, zones }| async move {
+        let (udp, tcp) = ask_one(&config.network, &zone.upstream, &zone.matches[0], &target).await;
+        Asked { zones, label: target.label, addr: target.at.ok(), how: target.how, udp, tcp }
     });
     stream::iter(asked).buffered(AT_ONCE).collect().await
 }
@@ -152,20 +152,22 @@ pub fn shown(name: &Name) -> String {
 }
 
 /// What a server of the configuration stands for.
-fn targets<'a>(
-    server: &Server,
+async fn targets<'a>(
+    network: &Settings,
+    upstream: &'a Upstream,
+    server: &'a Server,
     system: &[IpAddr],
-    known: &dyn Fn(&Name) -> Option<&'a Result<Vec<IpAddr>, String>>,
+    names: &mut Names<'a>,
 ) -> Vec<Target> {
     let label = server.to_string();
-    let one = |label: String, addr, how, name| Target { label, addr: Some(addr), how, name, trouble: None };
+    let one = |label: String, at: SocketAddr, how| Target { label, at: Ok(at), how, name: None };
     match server {
-        Server::Tcp(addr) => vec![one(label, *addr, How::Tcp, None)],
-        Server::Udp(addr) => vec![one(label, *addr, How::Udp, None)],
-        Server::Auto(addr) => vec![one(label, *addr, How::Auto, None)],
-        Server::Tls(addr, name) => vec![one(label, *addr, How::Tls, Some(name.clone()))],
+        Server::Tcp(addr) => vec![one(label, *addr, How::Tcp)],
+        Server::Udp(addr) => vec![one(label, *addr, How::Udp)],
+        Server::Auto(addr) => vec![one(label, *addr, How::Auto)],
+        Server::Tls(addr, name) => vec![Target { name: Some(name.clone()), ..one(label, *addr, How::Tls) }],
         Server::System => {
-            let each = |&ip: &IpAddr| one(format!("system {ip}"), (ip, DNS_PORT).into(), How::Udp, None);
+            let each = |&ip: &IpAddr| one(format!("system {ip}"), (ip, DNS_PORT).into(), How::Udp);
             system.iter().map(each).collect()
         }
         Server::Named(scheme, name, port) => {
@@ -174,15 +176,17 @@ fn targets<'a>(
                 Scheme::Udp => How::Udp,
                 Scheme::Auto => How::Auto,
             };
-            match known(name) {
-                Some(Ok(ips)) => {
-                    let each = |&ip: &IpAddr| one(format!("{label} {ip}"), (ip, *port).into(), how, None);
-                    ips.iter().map(each).collect()
+            let key = (name, &upstream.bootstrap[..]);
+            let known = match names.get(&key) {
+                Some(known) => known.clone(),
+                None => look_up(network, upstream, name).await,
+            };
+            names.insert(key, known.clone());
+            match known {
+                Ok(ips) => {
+                    ips.into_iter().map(|ip| one(format!("{label} {ip}"), (ip, *port).into(), how)).collect()
                 }
-                other => {
-                    let trouble = other.and_then(|known| known.clone().err());
-                    vec![Target { label, addr: None, how, name: None, trouble }]
-                }
+                Err(trouble) => vec![Target { label, at: Err(trouble), how, name: None }],
             }
         }
     }
@@ -206,9 +210,9 @@ async fn ask_one(
     apex: &Name,
     target: &Target,
 ) -> (Option<Outcome>, Option<Outcome>) {
-    let Some(addr) = target.addr else {
-        let trouble = target.trouble.clone().unwrap_or_else(|| "it has no address".to_owned());
-        return (None, Some(Err(Trouble::Name(trouble))));
+    let addr = match &target.at {
+        Ok(addr) => *addr,
+        Err(trouble) => return (None, Some(Err(trouble.clone()))),
     };
     let question = &question(apex, RecordType::SOA);
     let bootstrap = &upstream.bootstrap;
@@ -334,8 +338,8 @@ async fn on_stream(mut link: Link, question: &Message) -> io::Result<Message> {
 }
 
 /// The addresses of a server given by name, by the first bootstrap server that knows them.
-async fn look_up(network: &Settings, upstream: &Upstream, name: &Name) -> Result<Vec<IpAddr>, String> {
-    let mut trouble = "there is no bootstrap server".to_owned();
+async fn look_up(network: &Settings, upstream: &Upstream, name: &Name) -> Result<Vec<IpAddr>, Trouble> {
+    let mut trouble = "no bootstrap server knows an address of it".to_owned();
     for server in &upstream.bootstrap {
         let Some(addr) = server.addr() else { continue };
         let ask = |rtype| look_up_at(network, upstream, (server, addr), question(name, rtype));
@@ -351,7 +355,7 @@ async fn look_up(network: &Settings, upstream: &Upstream, name: &Name) -> Result
             return Ok(found);
         }
     }
-    Err(trouble)
+    Err(Trouble::Name(trouble))
 }
 
 async fn look_up_at(
