@@ -71,7 +71,7 @@ fn cluster_ips(config: &Config) -> Vec<SocketAddr> {
 /// What the agent at this control socket is configured to do, and how far that is known.
 pub async fn configuration(sources: &Sources, control: &Path) -> (Config, Finding) {
     let pid = agent(sources, control).await.pid;
-    let none = || Unseen::new("No agent is seen that could be asked for its own.", "");
+    let none = || Unseen::new("no agent is seen that could be asked for its own", "");
     let loaded = pid.ok_or_else(none).and_then(|pid| {
         let path = config_file(sources, pid)?;
         let loaded = file::load(&path).map_err(|error| Unseen::new(error.to_string(), AS_ROOT))?;

@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::doctor::Patient;
-use crate::doctor::finding::{Finding, Seen, Unseen};
+use crate::doctor::finding::{Finding, Seen};
 use crate::doctor::look::counters::reverse_path_drops;
 use crate::doctor::look::sysctls::{Link, Sysctls, ipv4_addresses, sysctls};
 
@@ -215,6 +215,7 @@ fn tcp_migrate_req(value: &Seen<Option<u64>>) -> Finding {
 mod tests {
     use super::*;
     use crate::doctor::finding::Level;
+    use crate::doctor::finding::Unseen;
 
     fn link(name: &str, change: impl Fn(&mut Link)) -> Link {
         let mut link =

@@ -134,7 +134,7 @@ pub fn config_file(sources: &Sources, pid: u32) -> Seen<PathBuf> {
         None => None,
     });
     let file = file.and_then(|file| file.or_else(|| words.next()));
-    let file = file.ok_or_else(|| Unseen::new("The agent was started without a configuration.", ""))?;
+    let file = file.ok_or_else(|| Unseen::new("the agent was started without a configuration", ""))?;
     // In a container of its own it has other files than we have.
     let below = if file.starts_with('/') { "root" } else { "cwd" };
     Ok(sources.path(format!("/proc/{pid}/{below}/{}", file.trim_start_matches('/'))))
