@@ -87,12 +87,12 @@ fn judge(config: &Config, limit: &Seen<Option<Limit>>) -> Finding {
     }
     let mend = mend(config, limit, most.max(near));
     if limit.bytes < flood {
-        let why = "when the servers of a zone are silent and clients keep asking, the kernel ends the agent for want of memory, \
-                   and its cache is lost when it is needed most";
+        let why = "When the servers of a zone are silent and clients keep asking, the kernel ends the agent for want of memory, \
+                   and its cache is lost when it is needed most.";
         return Finding::problem(CHECK, what, why, mend);
     }
-    let why = "not everything that the configuration allows has room; at the limit the kernel ends the agent, and its cache is \
-               lost";
+    let why = "Not everything that the configuration allows has room. At the limit the kernel ends the agent, and its cache is \
+               lost.";
     Finding::warning(CHECK, what, why, mend)
 }
 
