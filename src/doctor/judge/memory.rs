@@ -61,7 +61,7 @@ fn reckon(config: &Config) -> Reckoning {
 /// Looks, and judges.
 pub fn check(patient: &Patient) -> Vec<Finding> {
     let pid = patient.agent.pid.ok_or_else(|| {
-        Unseen::new("the agent's process is not to be seen from here, or does not run", SEES_PROCESSES)
+        Unseen::new("The agent's process is not to be seen from here, or does not run.", SEES_PROCESSES)
     });
     vec![judge(&patient.config, &pid.and_then(|pid| limit(&patient.sources, &pid.to_string())))]
 }

@@ -131,7 +131,7 @@ fn one_way(asked: &Asked, outcome: &Outcome) -> Verdict {
             ),
         ),
         Ok((code, _)) if ![rcode::NOERROR, rcode::NXDOMAIN].contains(code) => Verdict::Half(
-            "it is there and does not take a plain question for the SOA of its zone",
+            "It is there and does not take a plain question for the SOA of its zone.",
             again(asked, asked.how != How::Udp),
         ),
         Ok((_, took)) if *took > SLOW => Verdict::Half(
