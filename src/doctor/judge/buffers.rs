@@ -100,8 +100,8 @@ fn judge(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-const WHY_LOST: &str = "queries came faster than they were taken, for longer than the buffer holds them; their clients wait for \
-                        their timeout, 5 s as a rule";
+const WHY_LOST: &str = "Queries came faster than they were taken, for longer than the buffer holds them. Their clients wait for \
+                        their timeout, 5 s as a rule.";
 
 fn lost(ours: &Seen<Option<Twice>>) -> Finding {
     let mend = || {
@@ -156,7 +156,7 @@ fn lost_elsewhere(ours: &Seen<Option<Twice>>, all: &Seen<Twice>) -> Option<Findi
     if second <= first {
         return Some(Finding::ok(CHECK, what + ", none right now"));
     }
-    let why = "sockets of other programs, or the agent's own to its upstreams: there an answer is lost, and asked for again";
+    let why = "Sockets of other programs, or the agent's own to its upstreams: there an answer is lost, and asked for again.";
     Some(Finding::warning(
         CHECK,
         what + ", and it grows",

@@ -41,8 +41,8 @@ fn judge(config: &Config, kubelet: &Kubelet) -> Finding {
         return Finding::problem(
             CHECK,
             format!("{place} has no clusterDNS"),
-            "pods with dnsPolicy ClusterFirst then ask the servers of the node's own resolv.conf: nobody's queries reach \
-             this agent, and no name of the cluster is found",
+            "Pods with dnsPolicy ClusterFirst then ask the servers of the node's own resolv.conf: nobody's queries reach \
+             this agent, and no name of the cluster is found.",
             mend(config, &kubelet.place, entries),
         );
     }
@@ -55,16 +55,16 @@ fn judge(config: &Config, kubelet: &Kubelet) -> Finding {
     }
     let mend = mend(config, &kubelet.place, entries);
     if !ways.iter().any(reaches_us) {
-        let why = "nobody's queries reach this agent: none of these is in `listen` (port 53) or `network.intercept`";
+        let why = "Nobody's queries reach this agent: none of these is in `listen` (port 53) or `network.intercept`.";
         return Finding::problem(CHECK, said, why, mend);
     }
     if !reaches_us(&ways[0]) {
-        let why = "stub resolvers ask the first one, and the next only when it is silent (musl asks all at once): hardly \
-                   a query reaches this agent";
+        let why = "Stub resolvers ask the first one, and the next only when it is silent (musl asks all at once): hardly \
+                   a query reaches this agent.";
         return Finding::problem(CHECK, said, why, mend);
     }
-    let why = "the agent is asked first; what it does not answer in time goes to the others, and musl always asks all of \
-               them: those queries are neither cached here nor spared connection tracking";
+    let why = "The agent is asked first. What it does not answer in time goes to the others, and musl always asks all of \
+               them: those queries are neither cached here nor spared connection tracking.";
     Finding::warning(CHECK, said, why, mend)
 }
 

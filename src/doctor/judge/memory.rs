@@ -61,7 +61,7 @@ fn reckon(config: &Config) -> Reckoning {
 /// Looks, and judges.
 pub fn check(patient: &Patient) -> Vec<Finding> {
     let pid = patient.agent.pid.ok_or_else(|| {
-        Unseen::new("the agent's process is not to be seen from here, or does not run", SEES_PROCESSES)
+        Unseen::new("The agent's process is not to be seen from here, or does not run.", SEES_PROCESSES)
     });
     vec![judge(&patient.config, &pid.and_then(|pid| limit(&patient.sources, &pid.to_string())))]
 }
@@ -87,12 +87,12 @@ fn judge(config: &Config, limit: &Seen<Option<Limit>>) -> Finding {
     }
     let mend = mend(config, limit, most.max(near));
     if limit.bytes < flood {
-        let why = "when the servers of a zone are silent and clients keep asking, the kernel ends the agent for want of memory, \
-                   and its cache is lost when it is needed most";
+        let why = "When the servers of a zone are silent and clients keep asking, the kernel ends the agent for want of memory, \
+                   and its cache is lost when it is needed most.";
         return Finding::problem(CHECK, what, why, mend);
     }
-    let why = "not everything that the configuration allows has room; at the limit the kernel ends the agent, and its cache is \
-               lost";
+    let why = "Not everything that the configuration allows has room. At the limit the kernel ends the agent, and its cache is \
+               lost.";
     Finding::warning(CHECK, what, why, mend)
 }
 

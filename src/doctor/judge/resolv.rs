@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::config::{Config, Server};
 use crate::doctor::Patient;
 use crate::doctor::finding::Finding;
-use crate::doctor::look::resolv::{OF_RESOLVED, Resolv, resolv};
+use crate::doctor::look::resolv::{OF_RESOLVED, OWN, Resolv, resolv};
 use crate::doctor::look::upstreams::{self, Trouble};
 
 const CHECK: &str = "resolv.conf";
@@ -62,7 +62,7 @@ fn judge(config: &Config, resolv: &Resolv, silent: &[(IpAddr, Trouble)]) -> Vec<
     };
     if servers.is_empty() {
         let what = format!("{path} names no server, and zone {zones} asks `system`");
-        let why = "there is nobody to ask: what is not cached gets SERVFAIL";
+        let why = "There is nobody to ask: what is not cached gets SERVFAIL.";
         return vec![Finding::problem(CHECK, what, why, name_servers(resolv))];
     }
     let mut findings: Vec<Finding> = servers
@@ -73,8 +73,8 @@ fn judge(config: &Config, resolv: &Resolv, silent: &[(IpAddr, Trouble)]) -> Vec<
     findings.extend(silent.iter().map(|(ip, trouble)| {
         let what = format!("{path}: {ip} is link-local and does not answer here ({trouble})");
         let why = format!(
-            "such an address means something on one link alone; what zone {zones} asks there is lost, or waits for the \
-             next server"
+            "Such an address means something on one link alone; what zone {zones} asks there is lost, or waits for the \
+             next server."
         );
         let mend = format!("ip route get {ip}\n{}", name_servers(resolv));
         match servers.len() {
@@ -95,19 +95,18 @@ fn itself(config: &Config, resolv: &Resolv, servers: &[IpAddr], ip: IpAddr) -> O
     let mend = name_servers(resolv);
     if config.network.intercept.contains(&ip) {
         let what = format!("{path} names {ip}, which this agent intercepts");
-        let why = "the agent's own queries pass by its rules and reach the cluster's DNS; that one, as a rule, asks the \
-                   node's resolv.conf for names that are not the cluster's: itself, in a loop";
+        let why = "The agent's own queries pass by its rules and reach the cluster's DNS. That one, as a rule, asks the \
+                   node's resolv.conf for names that are not the cluster's: itself, in a loop.";
         return Some(Finding::problem(CHECK, what, why, mend));
     }
     config.listen.iter().find(|addr| addr.ip() == ip)?;
     let what = format!("{path} names {ip}, where this agent listens");
     if servers.iter().all(|ip| config.listen.iter().any(|addr| addr.ip() == *ip)) {
-        let why =
-            "to ask itself would be a loop, so the agent passes this address over, and nobody is left to ask";
+        let why = "To ask itself would be a loop, so the agent passes this address over, and nobody is left to ask.";
         return Some(Finding::problem(CHECK, what, why, mend));
     }
-    let why = "to ask itself would be a loop, so the agent passes this address over and asks the others; other programs of \
-               this node that ask them, the cluster's DNS for one, may still lead back here";
+    let why = "To ask itself would be a loop, so the agent passes this address over and asks the others. Other programs of \
+               this node that ask them, the cluster's DNS for one, may still lead back here.";
     Some(Finding::warning(CHECK, what, why, mend))
 }
 
@@ -121,7 +120,7 @@ fn stub(config: &Config, resolv: &Resolv, ip: IpAddr) -> Option<Finding> {
     let behind = resolv.of_resolved.as_deref().unwrap_or_default();
     if let Some(back) = behind.iter().find(|ip| own(config).contains(ip)) {
         let what = format!("{path} names {ip}, systemd-resolved, which asks {back}: this agent");
-        let why = "the agent asks systemd-resolved, which asks the agent: a loop";
+        let why = "The agent asks systemd-resolved, which asks the agent: a loop.";
         let mend = "# give systemd-resolved a server that is not this agent: DNS= in /etc/systemd/resolved.conf, or\n\
                     resolvectl status\n\
                     # then\n\
@@ -132,8 +131,8 @@ fn stub(config: &Config, resolv: &Resolv, ip: IpAddr) -> Option<Finding> {
     let servers =
         if behind.is_empty() { String::new() } else { format!(", which asks {}", behind.join(", ")) };
     let what = format!("{path} names {ip}, systemd-resolved{servers}");
-    let why = "each miss goes through a second cache, which is in this network alone: a pod without the host's network \
-               finds nobody there; if systemd-resolved is ever given this agent as its server, that is a loop";
+    let why = "Each miss goes through a second cache, which is in this network alone: a pod without the host's network \
+               finds nobody there. If systemd-resolved is ever given this agent as its server, that is a loop.";
     Some(Finding::warning(CHECK, what, why, mend))
 }
 
@@ -143,7 +142,7 @@ fn scoped(path: &str, servers: &[IpAddr]) -> Option<Finding> {
     let ip = servers.iter().find(is_scoped)?;
     let what = format!("{path} names {ip}, which is link-local");
     let why =
-        "the agent asks by address alone, and this one means nothing without a link: it cannot be asked";
+        "The agent asks by address alone, and this one means nothing without a link: it cannot be asked.";
     let mend = "# name servers by other addresses, in the agent's configuration or in resolv.conf";
     Some(match servers.iter().all(|ip| is_scoped(&ip)) {
         true => Finding::problem(CHECK, what, why, mend),
@@ -164,7 +163,7 @@ fn name_servers(resolv: &Resolv) -> String {
         "# in the agent's configuration, in place of `system`:\n#   servers: [{}]",
         servers.join(", ")
     );
-    if resolv.path != "/etc/resolv.conf" {
+    if resolv.path != OWN {
         return config;
     }
     format!("{config}\n# or, for all programs of this node:\nln -sf {OF_RESOLVED} /etc/resolv.conf")

@@ -69,7 +69,8 @@ fn in_force(links: &[Link], link: &Link, value: fn(&Link) -> u64) -> u64 {
     of_all.max(value(link))
 }
 
-/// The listen address is on another link than pods are, so from 1 on nobody answers an ARP request for it. That is
+/// Each value was tried in network namespaces, with pods behind a gateway, behind one with a /32, behind proxy_arp and without
+/// any. The listen address is on another link than pods are, so from 1 on nobody answers an ARP request for it. That is
 /// needed only where pods have no gateway: as a rule they ask for an address of their link, or proxy_arp answers.
 fn arp_ignore(config: &Config, links: &[Link], addresses: &Seen<Vec<(String, u8)>>) -> Option<Finding> {
     let is_asked = config.listen.iter().any(|addr| addr.is_ipv4() && !addr.ip().is_loopback());
@@ -100,10 +101,10 @@ fn arp_ignore(config: &Config, links: &[Link], addresses: &Seen<Vec<(String, u8)
         harmed.iter().take(5).map(|link| format!("{} ({})", link.name, value(link))).collect();
     let what =
         format!("arp_ignore keeps {} of {} links silent: {}", harmed.len(), strict.len(), values.join(", "));
-    let why = "pods behind such a link that ask for the listen address, or for their gateway, by ARP get no answer, and \
+    let why = "Pods behind such a link that ask for the listen address, or for their gateway, by ARP get no answer, and \
                their queries never leave them: 1 and 3 answer for no address of another link, 2 only to the link's own \
-               subnet, 8 to nobody; harmless where the network plugin writes pods' neighbours itself: then \
-               `ip neigh` in a pod shows PERMANENT";
+               subnet, 8 to nobody. Harmless where the network plugin writes pods' neighbours itself: then \
+               `ip neigh` in a pod shows PERMANENT.";
     let mut lines = vec!["# kube-proxy sets it again where ipvs.strictARP is true".to_owned()];
     let all = links.iter().find(|link| link.name == "all");
     for link in all.into_iter().chain(harmed).filter(|link| link.arp_ignore > 0) {
@@ -149,8 +150,8 @@ fn rp_filter(links: &[Link], drops: &Seen<u64>) -> Finding {
         Ok(drops) => Finding::warning(
             CHECK,
             format!("rp_filter is strict (1) on {links}, and has dropped {drops} packets since boot"),
-            "a packet whose sender would be answered by another link is dropped without a word: an upstream's answer where \
-             there are several ways out, or a pod's query; the count is of all packets, not of DNS alone",
+            "A packet whose sender would be answered by another link is dropped without a word: an upstream's answer where \
+             there are several ways out, or a pod's query. The count is of all packets, not of DNS alone.",
             format!(
                 "# does it grow while queries get lost?\nnstat -asz TcpExtIPReversePathFilter\n# 2 only asks for some way back; the larger of all and the link's own holds\n{}",
                 set("net.ipv4.conf.all.rp_filter", 2)
@@ -168,7 +169,7 @@ fn disable_ipv6(config: &Config, links: &[Link]) -> Option<Finding> {
     }
     let named = |name: &str| links.iter().find(|link| link.name == name);
     let why = "IPv6 addresses of `listen` cannot be added there, nor those of `network.intercept` led here by lo: nobody is \
-               answered at them";
+               answered at them.";
     if links.iter().all(|link| link.disable_ipv6.is_none()) {
         let what = "this kernel has no IPv6, and the configuration has IPv6 addresses";
         let mend = "# boot without ipv6.disable=1, or leave them out of the configuration\ncat /proc/cmdline";
@@ -200,8 +201,8 @@ fn tcp_migrate_req(value: &Seen<Option<u64>>) -> Finding {
         Ok(Some(0)) => Finding::warning(
             CHECK,
             "net.ipv4.tcp_migrate_req is 0",
-            "when an agent leaves its port to the next one, TCP connections that are being opened at that moment are reset; \
-             with 1 the other agent's listener takes them over",
+            "When an agent leaves its port to the next one, TCP connections that are being opened at that moment are reset. \
+             With 1 the other agent's listener takes them over.",
             set("net.ipv4.tcp_migrate_req", 1),
         ),
         Ok(Some(_)) => Finding::ok(
@@ -214,8 +215,7 @@ fn tcp_migrate_req(value: &Seen<Option<u64>>) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::Level;
-    use crate::doctor::finding::Unseen;
+    use crate::doctor::finding::{Level, Unseen};
 
     fn link(name: &str, change: impl Fn(&mut Link)) -> Link {
         let mut link =

@@ -54,13 +54,13 @@ fn judge(all: &[Asked]) -> Vec<Finding> {
             Verdict::Good => Finding::ok(CHECK, what),
             Verdict::Half(why, mend) => Finding::warning(CHECK, what, why, mend),
             Verdict::Dead(why, mend) if asked.zones.iter().all(|zone| served.contains(zone)) => {
-                let why = format!("{why}; its zones have other servers, which answer");
+                let why = format!("{why} Its zones have other servers, which answer.");
                 Finding::warning(CHECK, what, why, mend)
             }
             Verdict::Dead(why, mend) => Finding::problem(CHECK, what, why, mend),
             Verdict::NotSeen => {
-                let why = "an intercepted address can be asked past the agent only with the agent's mark, which only root \
-                           (CAP_NET_ADMIN) may set";
+                let why = "An intercepted address can be asked past the agent only with the agent's mark, which only root \
+                           (CAP_NET_ADMIN) may set.";
                 Finding::unknown(CHECK, what, &Unseen::new(why, AS_ROOT))
             }
         }
@@ -79,30 +79,30 @@ fn verdict(asked: &Asked) -> Verdict {
         (_, None, Some(only)) => one_way(asked, only),
         (How::Tcp, Some(udp), Some(tcp)) => match one_way(asked, tcp) {
             Verdict::Dead(_, _) if answers(udp) && tcp.is_err() => Verdict::Dead(
-                "the agent asks it by TCP, which is not answered, while UDP is: a firewall or NetworkPolicy that lets UDP \
-                 alone through, or a server that serves no TCP",
+                "The agent asks it by TCP, which is not answered, while UDP is: a firewall or NetworkPolicy that lets UDP \
+                 alone through, or a server that serves no TCP.",
                 open_tcp(asked, "auto"),
             ),
             verdict => verdict,
         },
         (How::Udp, Some(udp), Some(tcp)) => match one_way(asked, udp) {
             Verdict::Dead(_, _) if udp.is_err() && answers(tcp) => Verdict::Dead(
-                "the agent asks it by UDP, which is not answered, while TCP is",
+                "The agent asks it by UDP, which is not answered, while TCP is.",
                 format!(
                     "# in the agent's configuration: tcp:// or auto:// in place of udp:// or `system`, or let UDP through\n{}",
                     again(asked, false)
                 ),
             ),
             Verdict::Good if !answers(tcp) => Verdict::Half(
-                "answers that UDP truncates are asked for again by TCP, which is not answered: these fail",
+                "Answers that UDP truncates are asked for again by TCP, which is not answered: these fail.",
                 open_tcp(asked, "udp"),
             ),
             verdict => verdict,
         },
         (How::Auto, Some(udp), Some(tcp)) => match (one_way(asked, tcp), one_way(asked, udp)) {
             (Verdict::Dead(..), Verdict::Good | Verdict::Half(..)) => Verdict::Half(
-                "the agent asks it by UDP instead: each query has an entry in connection tracking, and answers that UDP \
-                 truncates fail",
+                "The agent asks it by UDP instead: each query has an entry in connection tracking, and answers that UDP \
+                 truncates fail.",
                 open_tcp(asked, "auto"),
             ),
             (by_tcp, _) => by_tcp,
@@ -120,46 +120,46 @@ fn answers(outcome: &Outcome) -> bool {
 fn one_way(asked: &Asked, outcome: &Outcome) -> Verdict {
     match outcome {
         Ok((code, _)) if *code == rcode::SERVFAIL => Verdict::Dead(
-            "it is there and finds no answer for its own zone: so will clients",
+            "It is there and finds no answer for its own zone: so will clients.",
             format!("# see its own log: its zone, or whom it asks in turn\n{}", again(asked, asked.how != How::Udp)),
         ),
         Ok((code, _)) if *code == rcode::REFUSED => Verdict::Dead(
-            "it does not serve this node, or not this zone: clients get REFUSED",
+            "It does not serve this node, or not this zone: clients get REFUSED.",
             format!(
                 "# its access list has to allow this node's addresses, and it has to serve the zone\n{}",
                 again(asked, asked.how != How::Udp)
             ),
         ),
         Ok((code, _)) if ![rcode::NOERROR, rcode::NXDOMAIN].contains(code) => Verdict::Half(
-            "it is there and does not take a plain question for the SOA of its zone",
+            "It is there and does not take a plain question for the SOA of its zone.",
             again(asked, asked.how != How::Udp),
         ),
         Ok((_, took)) if *took > SLOW => Verdict::Half(
-            "clients wait that long for each miss; after half a second the agent answers with what it has, if it is stale",
+            "Clients wait that long for each miss; after half a second the agent answers with what it has, if it is stale.",
             path(asked),
         ),
         Ok(_) => Verdict::Good,
         Err(Trouble::Silent) => Verdict::Dead(
-            "packets to it, or its answers, are dropped on the way, or it stands still: what is asked of it waits until the \
-             deadline",
+            "Packets to it, or its answers, are dropped on the way, or it stands still: what is asked of it waits until the \
+             deadline.",
             format!("# a route, a firewall, a NetworkPolicy, or the server itself\n{}", path(asked)),
         ),
         Err(Trouble::Refused) => Verdict::Dead(
-            "its host is there and nobody listens; behind a ClusterIP that is a Service without endpoints",
+            "Its host is there and nobody listens; behind a ClusterIP that is a Service without endpoints.",
             format!("# is the server up? In a cluster, where kubectl works:\nkubectl -n kube-system get endpointslices\n{}", again(asked, asked.how != How::Udp)),
         ),
         Err(Trouble::Unreachable) => Verdict::Dead(
-            "this node has no route there, or a router says that there is none",
+            "This node has no route there, or a router says that there is none.",
             path(asked),
         ),
         Err(Trouble::Name(_)) => Verdict::Dead(
-            "a server given by name is resolved by `bootstrap`; until its name is known, what is asked of it fails",
+            "A server given by name is resolved by `bootstrap`. Until its name is known, what is asked of it fails.",
             "# in the agent's configuration: the name, and `bootstrap` servers that know it; in a cluster its DNS service:\n\
              #   bootstrap: [\"tcp://CLUSTER-IP\"]"
                 .to_owned(),
         ),
         Err(_) if asked.how == How::Tls => Verdict::Dead(
-            "there is no TLS connection, so it is never asked",
+            "There is no TLS connection, so it is never asked.",
             format!("# its certificate, its name in the configuration (tls://ADDRESS#NAME), and `ca`\n{}", handshake(asked)),
         ),
         Err(_) => Verdict::Dead("It does not answer.", path(asked)),

@@ -23,41 +23,52 @@ const NONE: u64 = 1 << 60;
 /// Why it cannot be seen.
 pub fn limit(sources: &Sources, process: &str) -> Seen<Option<Limit>> {
     let text = sources.read(format!("/proc/{process}/cgroup"))?;
+    // `ip netns exec` has a /sys without cgroups; the first process has them.
+    let found = ["", "/proc/1/root"].iter().find_map(|root| limits(sources, root, &text));
+    let Some(limits) = found else {
+        let why =
+            format!("no limit of its cgroup is below /sys/fs/cgroup: {}", text.trim().replace('\n', " "));
+        return Err(Unseen::new(why, format!("cat /proc/{process}/cgroup\nmount -t cgroup,cgroup2")));
+    };
+    Ok(limits.into_iter().filter(|limit| limit.bytes < NONE).min_by_key(|limit| limit.bytes))
+}
+
+/// All limits of these cgroups, as they are mounted below a root; `None` where they are not.
+fn limits(sources: &Sources, root: &str, text: &str) -> Option<Vec<Limit>> {
     let mut seen = false;
     let mut limits = Vec::new();
-    for (top, file, path) in text.lines().filter_map(|line| memory_cgroup(sources, line)) {
+    for (top, file, path) in text.lines().filter_map(|line| memory_cgroup(sources, root, line)) {
         // In a container the path may be one of the host, which is not there: its own is at the top.
         let below = Path::new(path.trim_start_matches('/'));
         for folder in below.ancestors() {
-            let file = Path::new(top).join(folder).join(file);
+            let file = Path::new(&top).join(folder).join(file);
             let Ok(text) = sources.read(&file) else { continue };
             seen = true;
             // Only numbers are limits: version 2 writes "max".
             limits.extend(text.trim().parse().ok().map(|bytes| Limit { bytes, file }));
         }
         // The root of all cgroups has none.
-        seen |= path == "/" && sources.path(top).join("cgroup.procs").exists();
+        seen |= path == "/" && sources.path(&top).join("cgroup.procs").exists();
     }
-    if !seen {
-        let why =
-            format!("no limit of its cgroup is below /sys/fs/cgroup: {}", text.trim().replace('\n', " "));
-        return Err(Unseen::new(why, format!("cat /proc/{process}/cgroup\nmount -t cgroup,cgroup2")));
-    }
-    Ok(limits.into_iter().filter(|limit| limit.bytes < NONE).min_by_key(|limit| limit.bytes))
+    seen.then_some(limits)
 }
 
 /// Where a line of `/proc/PID/cgroup` has a limit of memory: the hierarchy, the file's name, and the cgroup.
-fn memory_cgroup<'a>(sources: &Sources, line: &'a str) -> Option<(&'static str, &'static str, &'a str)> {
+fn memory_cgroup<'a>(
+    sources: &Sources,
+    root: &str,
+    line: &'a str,
+) -> Option<(String, &'static str, &'a str)> {
     let mut parts = line.splitn(3, ':');
     let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
     if controllers.is_empty() {
         // Alone, or beside those of version 1.
-        let unified = sources.path("/sys/fs/cgroup/unified").is_dir();
-        let top = if unified { "/sys/fs/cgroup/unified" } else { "/sys/fs/cgroup" };
+        let beside = format!("{root}/sys/fs/cgroup/unified");
+        let top = if sources.path(&beside).is_dir() { beside } else { format!("{root}/sys/fs/cgroup") };
         return Some((top, "memory.max", path));
     }
     let is_memory = controllers.split(',').any(|controller| controller == "memory");
-    is_memory.then_some(("/sys/fs/cgroup/memory", "memory.limit_in_bytes", path))
+    is_memory.then(|| (format!("{root}/sys/fs/cgroup/memory"), "memory.limit_in_bytes", path))
 }
 
 #[cfg(test)]
@@ -114,5 +125,14 @@ mod tests {
         assert!(limit(&sources, "7").unwrap_err().why.contains("0::/kubepods/pod1"));
         let (_dir, sources) = node(&[("proc/7/cgroup", "0::/\n"), ("sys/fs/cgroup/cgroup.procs", "")]);
         assert_eq!(limit(&sources, "7"), Ok(None));
+    }
+
+    #[test]
+    fn where_no_cgroups_are_mounted_those_of_the_first_process_are_read() {
+        let (_dir, sources) = node(&[
+            ("proc/7/cgroup", "0::/system.slice/nodens.service\n"),
+            ("proc/1/root/sys/fs/cgroup/system.slice/nodens.service/memory.max", "1048576\n"),
+        ]);
+        assert_eq!(limit(&sources, "7").unwrap().unwrap().bytes, 1 << 20);
     }
 }
