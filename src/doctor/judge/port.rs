@@ -78,6 +78,8 @@ struct Holders<'a> {
     exact: bool,
     /// There are sockets whose owner is not to be seen.
     hidden: bool,
+    /// One of those has this very address.
+    hidden_exact: bool,
 }
 
 fn holders<'a>(facts: &Facts<'a>, at: SocketAddr, protocol: Protocol) -> Holders<'a> {
@@ -85,6 +87,7 @@ fn holders<'a>(facts: &Facts<'a>, at: SocketAddr, protocol: Protocol) -> Holders
     for socket in facts.sockets.iter().filter(|socket| socket.protocol == protocol && socket.covers(at)) {
         let Some(processes) = facts.owners.of.get(&socket.inode) else {
             holders.hidden = true;
+            holders.hidden_exact |= socket.addr.ip() == at.ip();
             continue;
         };
         for process in processes {
@@ -109,6 +112,7 @@ fn judge_one(facts: &Facts<'_>, at: SocketAddr, protocol: Protocol) -> Found {
         return taken(facts.agent, &holders, from);
     }
     match (from, holders.agents.first()) {
+        (_, Some(agent)) if holders.hidden_exact => beside(agent),
         (Some(Ok(Answerer::Agent)), Some(agent)) => ok(format!("{agent} listens and answers")),
         (Some(Ok(Answerer::Agent)), None) => ok("an agent answers".to_owned()),
         (Some(Ok(Answerer::Other)), agent) => someone_else(agent.copied()),
@@ -175,8 +179,22 @@ fn silent(agent: &Process, from: Option<Result<&Answerer, &String>>) -> Found {
     }
 }
 
+/// Whoever it is gets a part of the queries: an agent that takes over from this one, or somebody else.
+fn beside(agent: &Process) -> Found {
+    let Unseen { why, mend } = unseen();
+    let what = format!("{agent} listens, and so does a process that is not to be seen");
+    Found { level: Level::Unknown, what, why, mend }
+}
+
+fn unseen() -> Unseen {
+    Unseen::new(
+        "processes of others are seen by root alone, those of the node not in a container",
+        SEES_PROCESSES,
+    )
+}
+
 fn hidden(from: Option<Result<&Answerer, &String>>) -> Found {
-    let Unseen { why, mend } = Unseen::new("processes of others are seen by root alone", SEES_PROCESSES);
+    let Unseen { why, mend } = unseen();
     match from.and_then(Result::err) {
         Some(error) => Found {
             level: Level::Problem,
@@ -297,6 +315,10 @@ mod tests {
             "it has answered"
         );
         assert_eq!(judged(ready(), &[(AT, 0, "")], Err("timed out"))[0].level, Level::Problem);
+        let two = judged(ready(), &[(AT, 7, "nodens"), (AT, 0, "")], Ok(Answerer::Agent));
+        assert_eq!((two[0].level, two[0].mend.as_str()), (Level::Unknown, SEES_PROCESSES));
+        let every = judged(ready(), &[(AT, 7, "nodens"), ("0.0.0.0:53", 0, "")], Ok(Answerer::Agent));
+        assert_eq!(every[0].level, Level::Ok, "the agent's is the nearer one");
         let (sockets, owners) = (Ok(vec![]), Ok(Owners { hidden: 1, ..Owners::default() }));
         assert!(!sees_all(&sockets, &owners));
         assert!(sees_all(&sockets, &Ok(Owners::default())));
