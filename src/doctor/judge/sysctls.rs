@@ -78,10 +78,15 @@ fn arp_ignore(config: &Config, links: &[Link], addresses: &Seen<Vec<(String, u8)
         return None;
     }
     let value = |link: &Link| in_force(links, link, |link| link.arp_ignore);
-    let strict: Vec<&Link> =
-        links.iter().filter(|link| link.is_asked_by_arp && !link.is_port && value(link) > 0).collect();
+    let strict: Vec<&Link> = links
+        .iter()
+        .filter(|link| link.is_asked_by_arp && link.has_routes && !link.is_port && value(link) > 0)
+        .collect();
     if strict.is_empty() {
-        return Some(Finding::ok(CHECK, "arp_ignore is 0: every link answers for the listen addresses"));
+        return Some(Finding::ok(
+            CHECK,
+            "arp_ignore is 0 where pods can be: every link answers for the listen addresses",
+        ));
     }
     let addresses = match addresses {
         Ok(addresses) => addresses,
@@ -218,8 +223,13 @@ mod tests {
     use crate::doctor::finding::{Level, Unseen};
 
     fn link(name: &str, change: impl Fn(&mut Link)) -> Link {
-        let mut link =
-            Link { name: name.into(), is_asked_by_arp: true, disable_ipv6: Some(0), ..Link::default() };
+        let mut link = Link {
+            name: name.into(),
+            is_asked_by_arp: true,
+            has_routes: true,
+            disable_ipv6: Some(0),
+            ..Link::default()
+        };
         change(&mut link);
         link
     }
@@ -255,6 +265,15 @@ mod tests {
         assert!(finding.mend.contains("\nsysctl -w net.ipv4.conf.pod/1.arp_ignore=0\n"), "{finding:?}");
         assert!(finding.mend.contains(">> /etc/sysctl.d/90-nodens.conf"), "{finding:?}");
         assert!(!finding.mend.contains("conf.all"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_link_that_leads_to_nobody_is_passed_over() {
+        let spare = link("eth1", |link| {
+            link.arp_ignore = 1;
+            link.has_routes = false;
+        });
+        assert_eq!(arp(&[spare], &[]).level, Level::Ok);
     }
 
     #[test]

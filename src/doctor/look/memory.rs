@@ -14,6 +14,8 @@ pub struct Limit {
     pub file: PathBuf,
 }
 
+/// What version 1 calls its limit.
+const FIRST: &str = "memory.limit_in_bytes";
 /// Version 1 writes "no limit" as the largest number of whole pages.
 const NONE: u64 = 1 << 60;
 
@@ -37,7 +39,10 @@ pub fn limit(sources: &Sources, process: &str) -> Seen<Option<Limit>> {
 fn limits(sources: &Sources, root: &str, text: &str) -> Option<Vec<Limit>> {
     let mut seen = false;
     let mut limits = Vec::new();
-    for (top, file, path) in text.lines().filter_map(|line| memory_cgroup(sources, root, line)) {
+    let all = || text.lines().filter_map(|line| memory_cgroup(sources, root, line));
+    // Where version 1 has memory, version 2 has not.
+    let first = all().any(|(_, file, _)| file == FIRST);
+    for (top, file, path) in all().filter(|(_, file, _)| !first || *file == FIRST) {
         // In a container the path may be one of the host, which is not there: its own is at the top.
         let below = Path::new(path.trim_start_matches('/'));
         for folder in below.ancestors() {
@@ -68,7 +73,7 @@ fn memory_cgroup<'a>(
         return Some((top, "memory.max", path));
     }
     let is_memory = controllers.split(',').any(|controller| controller == "memory");
-    is_memory.then(|| (format!("{root}/sys/fs/cgroup/memory"), "memory.limit_in_bytes", path))
+    is_memory.then(|| (format!("{root}/sys/fs/cgroup/memory"), FIRST, path))
 }
 
 #[cfg(test)]
@@ -134,5 +139,12 @@ mod tests {
             ("proc/1/root/sys/fs/cgroup/system.slice/nodens.service/memory.max", "1048576\n"),
         ]);
         assert_eq!(limit(&sources, "7").unwrap().unwrap().bytes, 1 << 20);
+    }
+
+    #[test]
+    fn version_2_beside_version_1_says_nothing_of_memory() {
+        let files = [("proc/7/cgroup", "4:memory:/a\n0::/\n"), ("sys/fs/cgroup/unified/cgroup.procs", "")];
+        let (_dir, sources) = node(&files);
+        assert!(limit(&sources, "7").is_err());
     }
 }

@@ -22,6 +22,8 @@ pub struct Link {
     pub name: String,
     /// It is up, and whoever is behind it asks by ARP: no dummy and no tunnel.
     pub is_asked_by_arp: bool,
+    /// IPv4 packets are sent there, as to pods that are behind it.
+    pub has_routes: bool,
     /// It is a port of a bridge or bond, which is asked in its place.
     pub is_port: bool,
     /// `net.ipv4.conf.*.proxy_arp`: it answers for whatever it has a route to.
@@ -59,6 +61,11 @@ const IFF_UP: u32 = 0x1;
 const IFF_NOARP: u32 = 0x80;
 
 fn links(sources: &Sources) -> Seen<Vec<Link>> {
+    let routes = sources.read("/proc/self/net/route").ok();
+    let has_routes = |name: &str| {
+        let is_by = |line: &str| line.split_whitespace().next() == Some(name);
+        routes.as_ref().is_none_or(|text| text.lines().skip(1).any(is_by))
+    };
     let mut links = Vec::new();
     for name in sources.names("/proc/sys/net/ipv4/conf")? {
         // What links that come later begin with.
@@ -76,6 +83,7 @@ fn links(sources: &Sources) -> Seen<Vec<Link>> {
         links.push(Link {
             is_asked_by_arp: name != "lo"
                 && flags.is_some_and(|flags| flags & (IFF_UP | IFF_NOARP) == IFF_UP),
+            has_routes: has_routes(&name),
             is_port: sources.link(format!("/sys/class/net/{name}/master")).is_ok(),
             proxy_arp: of("ipv4", "proxy_arp").is_ok_and(|value| value != 0),
             arp_ignore,
@@ -112,6 +120,7 @@ mod tests {
         write("sys/class/net/dummy0/flags", "0x83\n");
         write("sys/class/net/veth1/flags", "0x1003\n");
         std::os::unix::fs::symlink("../cni0", dir.path().join("sys/class/net/veth1/master")).unwrap();
+        write("proc/self/net/route", "Iface Destination Gateway\nveth1 0200010A 00000000\n");
         write("proc/sys/net/core/rmem_max", "212992\n");
         let sources = Sources { root: dir.path().to_owned(), kubelet: PathBuf::new() };
         let Sysctls { rmem_max, tcp_migrate_req, links } = sysctls(&sources);
@@ -120,10 +129,11 @@ mod tests {
         let links = links.unwrap();
         let names: Vec<&str> = links.iter().map(|link| link.name.as_str()).collect();
         assert_eq!(names, ["all", "dummy0", "veth1"]);
-        assert!(!links[1].is_asked_by_arp && !links[1].is_port);
+        assert!(!links[1].is_asked_by_arp && !links[1].is_port && !links[1].has_routes);
         let veth = Link {
             name: "veth1".into(),
             is_asked_by_arp: true,
+            has_routes: true,
             is_port: true,
             proxy_arp: true,
             arp_ignore: 8,
