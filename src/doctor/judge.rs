@@ -40,6 +40,6 @@ fn bits(address: IpAddr) -> u8 {
 /// Why files of our own network namespace would say nothing of the agent's; `None` where they do, or where that is not
 /// known.
 pub(super) fn elsewhere(patient: &Patient) -> Option<Unseen> {
-    let why = "the agent is in another network namespace than this";
+    let why = "The agent is in another network namespace than this.";
     patient.agent.is_elsewhere().then(|| Unseen::new(why, agent::there(patient)))
 }

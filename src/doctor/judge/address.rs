@@ -84,7 +84,7 @@ fn listened(wanted: &Wanted<'_>, address: IpAddr, holders: &[&Held], links: &[St
         findings.push(Finding::warning(
             CHECK,
             format!("{address} is on several links: {}", names.join(", ")),
-            "one of them is somebody else's, who may take it away or count on it",
+            "One of them is somebody else's, who may take it away or count on it.",
             commands,
         ));
     }
@@ -116,14 +116,14 @@ fn nowhere(wanted: &Wanted<'_>, address: IpAddr, ipvs: bool, links: &[String]) -
         Finding::problem(
             CHECK,
             format!("{address} is on link {IPVS} alone"),
-            "kube-proxy takes away from there what is no Service's",
+            "kube-proxy takes away from there what is no Service's.",
             mend,
         )
     } else {
         Finding::problem(
             CHECK,
             format!("{address} is on no link"),
-            "queries to it leave the node, and nobody answers them",
+            "Queries to it leave the node, and nobody answers them.",
             mend,
         )
     }
@@ -143,7 +143,7 @@ fn flaws(wanted: &Wanted<'_>, held: &Held) -> Vec<Finding> {
         findings.push(Finding::problem(
             CHECK,
             format!("{address} is on link {link} and does not answer"),
-            "it is taken for a duplicate of another machine's, or its link has no carrier",
+            "It is taken for a duplicate of another machine's, or its link has no carrier.",
             format!("{}\nip address add {} dev {link} nodad", delete(held), whole(*address)),
         ));
     }
@@ -156,7 +156,7 @@ fn flaws(wanted: &Wanted<'_>, held: &Held) -> Vec<Finding> {
         findings.push(Finding::warning(
             CHECK,
             format!("{address}/{prefix} on link {link} has a prefix of more than one address"),
-            "packets to its neighbours end on this node",
+            "Packets to its neighbours end on this node.",
             commands.join("\n"),
         ));
     }
@@ -164,7 +164,7 @@ fn flaws(wanted: &Wanted<'_>, held: &Held) -> Vec<Finding> {
         findings.push(Finding::warning(
             CHECK,
             format!("{address} is on link {link}, which is down"),
-            "an IPv6 address does not come to a link that is down, and others take it for unused",
+            "An IPv6 address does not come to a link that is down, and others take it for unused.",
             format!("ip link set {link} up"),
         ));
     }
@@ -176,7 +176,7 @@ fn intercepted(address: IpAddr, held: &Held) -> Finding {
         return Finding::problem(
             CHECK,
             format!("{address} of network.intercept is on link {IPVS}: kube-proxy is in IPVS mode"),
-            "queries would not come back to the cluster's DNS when the agent ends, so the agent refuses",
+            "Queries would not come back to the cluster's DNS when the agent ends, so the agent refuses.",
             format!(
                 "# leave {address} out of network.intercept, and set clusterDNS of the kubelet's configuration to an \
                  address of `listen`\n{START}"
@@ -186,7 +186,7 @@ fn intercepted(address: IpAddr, held: &Held) -> Finding {
     Finding::warning(
         CHECK,
         format!("{address} of network.intercept is on link {}", held.link),
-        "while a link of this node has it, nobody answers there when the agent ends",
+        "While a link of this node has it, nobody answers there when the agent ends.",
         delete(held),
     )
 }

@@ -43,19 +43,19 @@ fn state(agent: &Agent, control: &Path) -> Finding {
         State::Works { reasons } => Finding::problem(
             CHECK,
             format!("the agent{process} is not ready: {}", reasons.join("; ")),
-            "queries are not led to it, or not answered, until it is; it tries again by itself",
+            "Queries are not led to it, or not answered, until it is; it tries again by itself.",
             "# each reason says what helps; the findings below tell more",
         ),
         State::Hangs(why) => Finding::problem(
             CHECK,
             format!("the agent{process} cannot answer: {why}"),
-            "a process that holds its sockets and does not answer loses every query",
+            "A process that holds its sockets and does not answer loses every query.",
             START,
         ),
         State::Absent(why) => Finding::problem(
             CHECK,
             format!("no agent runs: {why}"),
-            "queries to the listen addresses are lost; those to ClusterIPs go to the cluster's DNS",
+            "Queries to the listen addresses are lost; those to ClusterIPs go to the cluster's DNS.",
             START,
         ),
         State::Unseen(unseen) => Finding::unknown(CHECK, "the agent could not be asked", unseen),
@@ -70,8 +70,8 @@ fn place(agent: &Agent, there: &str) -> Option<Finding> {
         Ok(false) => Some(Finding::warning(
             CHECK,
             "the agent is in another network namespace than this examination",
-            "addresses, ports and rules of this one say nothing about it; an agent that is to serve a node has to \
-             be in the node's (hostNetwork: true)",
+            "Addresses, ports and rules of this one say nothing about it; an agent that is to serve a node has to \
+             be in the node's (hostNetwork: true).",
             there,
         )),
         Err(unseen) => Some(Finding::unknown(CHECK, "whether this is the agent's network", unseen)),
@@ -92,7 +92,7 @@ fn capabilities(held: &Seen<Capabilities>, needs: &[Need]) -> Finding {
         return Finding::problem(
             CHECK,
             format!("the agent lacks capabilities: {}", missing.join("; ")),
-            "what a setting asks for is not there",
+            "What a setting asks for is not there.",
             START,
         );
     }
@@ -104,7 +104,7 @@ fn capabilities(held: &Seen<Capabilities>, needs: &[Need]) -> Finding {
     Finding::warning(
         CHECK,
         format!("the agent has capabilities that it does not need: {}", names(superfluous)),
-        "who takes the agent over has them too; it gives them up at its start unless something keeps it from that",
+        "Who takes the agent over has them too; it gives them up at its start unless something keeps it from that.",
         "# in a securityContext: capabilities: { drop: [ALL], add: [NET_ADMIN, NET_BIND_SERVICE] }\n\
          # in a unit: CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE",
     )
@@ -144,7 +144,7 @@ fn kernel(release: &Seen<String>, network: &Network) -> Option<Finding> {
         format!("Linux {release} leaves rules behind when the agent is killed (5.12 and later do not)");
     Some(if network.intercept.is_empty() {
         let why =
-            "they spare queries connection tracking though nobody answers them; the next agent removes them";
+            "They spare queries connection tracking though nobody answers them; the next agent removes them.";
         Finding::warning(
             CHECK,
             what,
@@ -152,8 +152,8 @@ fn kernel(release: &Seen<String>, network: &Network) -> Option<Finding> {
             "# boot a kernel of 5.12 or later, or set network.notrack to false",
         )
     } else {
-        let why = "rules that lead queries to an agent that has gone would lose them, so the agent refuses \
-                   network.intercept";
+        let why = "Rules that lead queries to an agent that has gone would lose them, so the agent refuses \
+                   network.intercept.";
         Finding::problem(CHECK, what, why, "# boot a kernel of 5.12 or later, or set network.intercept to []")
     })
 }

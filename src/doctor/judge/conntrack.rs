@@ -63,7 +63,7 @@ fn room(Table { count, max }: Table, tracked: Option<&Tracked>) -> Finding {
     });
     let used = count.saturating_mul(100).checked_div(max).unwrap_or_default();
     let what = format!("{count} of {max} entries, {used} %{dns}");
-    let why = "when it is full the kernel drops packets of new connections, DNS or not";
+    let why = "When it is full the kernel drops packets of new connections, DNS or not.";
     let mend = format!(
         "sysctl -w net.netfilter.nf_conntrack_max={}   # on the node, not in a container",
         max.saturating_mul(2)
@@ -83,7 +83,7 @@ fn entries((address, count): &(IpAddr, usize)) -> Finding {
     Finding::warning(
         CHECK,
         format!("{count} entries for queries to {address}, though network.notrack is on"),
-        "they are of before the rules came, and end within minutes; if they come again, the rules do not act",
+        "They are of before the rules came, and end within minutes; if they come again, the rules do not act.",
         format!(
             "conntrack -D -f {} -d {address} -p udp --dport 53; conntrack -D -f {0} -d {address} -p tcp --dport 53   \
                  # Debian package conntrack",

@@ -17,8 +17,8 @@ const KUBE_PROXY: &str = "kube-proxy";
 /// iptables(8): its tables and its own chains in them, which nft(8) shows under the same names.
 const IPTABLES: [&str; 5] = ["filter", "raw", "mangle", "nat", "security"];
 const IPTABLES_CHAINS: [&str; 2] = ["INPUT", "OUTPUT"];
-const WHY: &str = "queries and answers that connection tracking does not see are lost there; an accept in another \
-                   chain does not save them";
+const WHY: &str = "Queries and answers that connection tracking does not see are lost there; an accept in another \
+                   chain does not save them.";
 
 /// Looks, and judges.
 pub fn check(patient: &Patient) -> Vec<Finding> {
@@ -83,7 +83,7 @@ fn closed(table: &TableSeen, chain: &ChainSeen, base: &Base, ours: &[SocketAddr]
     let mend = open(table, chain, base, &lost);
     if lost.iter().all(|&at| all().any(|rule| opens(rule, at).is_none())) {
         let why =
-            Unseen::new("it has a rule for them that asks for states of connection tracking in a set", mend);
+            Unseen::new("It has a rule for them that asks for states of connection tracking in a set.", mend);
         let what = format!("whether chain {name} lets untracked packets of {} through", listed(&lost));
         return Some(Finding::unknown(CHECK, what, &why));
     }

@@ -88,7 +88,7 @@ fn judge(facts: &Facts<'_>) -> Vec<Finding> {
         findings.push(Finding::ok(CHECK, "nothing of NodeLocal DNSCache is seen"));
     } else if !facts.sees_all {
         let why = Unseen::new(
-            "not all processes can be seen: if it runs, what is called left here is in use",
+            "Not all processes can be seen: if it runs, what is called left here is in use.",
             "# look on the node first: pgrep -a node-cache",
         );
         findings.insert(0, Finding::unknown(CHECK, "whether NodeLocal DNSCache still runs", &why));
@@ -111,7 +111,7 @@ fn runs(running: &[Process], ports: &[String]) -> Finding {
     Finding::warning(
         CHECK,
         format!("NodeLocal DNSCache still runs: {names}{ports}"),
-        "both have rules and sockets for the same addresses; it answers a part of the queries while it does",
+        "Both have rules and sockets for the same addresses; it answers a part of the queries while it does.",
         mend.join("\n"),
     )
 }
@@ -158,7 +158,7 @@ fn left(of: &str, commands: &[String]) -> Option<Finding> {
     Some(Finding::warning(
         CHECK,
         format!("NodeLocal DNSCache has left {count} of {of}"),
-        "they spare its address connection tracking, and let it through firewalls, whoever has the address now",
+        "They spare its address connection tracking, and let it through firewalls, whoever has the address now.",
         commands.join("\n"),
     ))
 }
@@ -207,7 +207,7 @@ fn link(facts: &Facts<'_>) -> Option<Finding> {
         return Some(Finding::warning(
             CHECK,
             format!("NodeLocal DNSCache has left its link {LINK}{with}"),
-            "queries to its addresses end on this node, and nobody answers them",
+            "Queries to its addresses end on this node, and nobody answers them.",
             delete,
         ));
     }
@@ -220,7 +220,7 @@ fn link(facts: &Facts<'_>) -> Option<Finding> {
         format!(
             "NodeLocal DNSCache has left its link {LINK}{with}, which the agent uses and does not look after"
         ),
-        "who cleans up after it takes the agent's address away",
+        "Who cleans up after it takes the agent's address away.",
         format!(
             "{delete}\n{}\n# or adopt it: network: {{ address_on: {LINK} }}",
             again.collect::<Vec<_>>().join("\n")

@@ -129,19 +129,19 @@ fn taken(agent: &Agent, holders: &Holders<'_>, from: Option<Result<&Answerer, &S
     let mut mend = stop.join("\n") + "\n# or have it listen at other addresses alone";
     let (what, why) = if !holders.agents.is_empty() {
         let both = format!("{names} listens beside the agent");
-        (both, "they share the port (SO_REUSEPORT), and a part of the queries goes there")
+        (both, "They share the port (SO_REUSEPORT), and a part of the queries goes there.")
     } else if agent.is_absent() {
         mend = format!("{mend}\n{START}");
         (
             format!("{names} listens, and no agent runs"),
-            "queries are answered by somebody else, or not at all",
+            "Queries are answered by somebody else, or not at all.",
         )
     } else if holders.exact {
         let alone = format!("{names} has the port, and the agent is kept out");
-        (alone, "it did not share it (SO_REUSEPORT), or runs as another user; the agent tries again")
+        (alone, "It did not share it (SO_REUSEPORT), or runs as another user; the agent tries again.")
     } else {
         let all = format!("{names} has the port of every address, and the agent is kept out");
-        (all, "it did not share it (SO_REUSEPORT), or runs as another user; the agent tries again")
+        (all, "It did not share it (SO_REUSEPORT), or runs as another user; the agent tries again.")
     };
     let asked = match from {
         // Now the one is asked, now the other.
@@ -163,7 +163,7 @@ fn someone_else(agent: Option<&Process>) -> Found {
         level: Level::Problem,
         what,
         why:
-            "queries are led elsewhere before they come to it, or it refuses those of this node (allow_from)"
+            "Queries are led elsewhere before they come to it, or it refuses those of this node (allow_from)."
                 .to_owned(),
         mend: "nft list ruleset   # what translates this address, or marks what comes to it?".to_owned(),
     }
@@ -174,7 +174,7 @@ fn silent(agent: &Process, from: Option<Result<&Answerer, &String>>) -> Found {
     Found {
         level: Level::Problem,
         what: format!("{agent} listens, and a question of ours came to nothing: {why}"),
-        why: "the packets are dropped on their way, or led elsewhere".to_owned(),
+        why: "The packets are dropped on their way, or led elsewhere.".to_owned(),
         mend: "nft list ruleset   # what drops packets to this address, or from it?".to_owned(),
     }
 }
@@ -188,7 +188,7 @@ fn beside(agent: &Process) -> Found {
 
 fn unseen() -> Unseen {
     Unseen::new(
-        "processes of others are seen by root alone, those of the node not in a container",
+        "Processes of others are seen by root alone, those of the node not in a container.",
         SEES_PROCESSES,
     )
 }
@@ -214,7 +214,7 @@ fn nobody(agent: &Agent) -> Found {
     Found {
         level: Level::Problem,
         what: "nobody listens".to_owned(),
-        why: "queries are refused or lost".to_owned(),
+        why: "Queries are refused or lost.".to_owned(),
         mend: mend.to_owned(),
     }
 }

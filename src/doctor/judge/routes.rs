@@ -57,7 +57,7 @@ fn judge(
                 Some(_) => findings.push(Finding::problem(
                     CHECK,
                     format!("table {TABLE} has a route to {ip} that leads elsewhere"),
-                    "queries to it are not answered here, and the agent does not touch it",
+                    "Queries to it are not answered here, and the agent does not touch it.",
                     format!("ip{option} route del {} table {TABLE}", whole(ip)),
                 )),
                 None => {
@@ -81,11 +81,11 @@ fn missing(agent: &Agent, what: String, add: &str) -> Finding {
         return Finding::problem(
             CHECK,
             what,
-            "marked queries go where all others go, and are lost there",
+            "Marked queries go where all others go, and are lost there.",
             mend,
         );
     }
-    let why = "the agent makes it when it is ready; until then the cluster's DNS answers";
+    let why = "The agent makes it when it is ready; until then the cluster's DNS answers.";
     Finding::warning(CHECK, what, why, START)
 }
 
@@ -101,11 +101,11 @@ fn other(rule: &Rule, mark: Mark) -> Option<Finding> {
     let mend =
         format!("{command}\n# give network.mark bits that nobody else uses (mask {:#x} now)", mark.mask);
     if rule.table == TABLE && mask == 0 {
-        let why = "packets are led here that are not marked for it";
+        let why = "Packets are led here that are not marked for it.";
         return Some(Finding::warning(CHECK, format!("{named} looks up our table"), why, mend));
     }
     if takes(mark.intercept) && rule.preference < PREFERENCE {
-        let why = "queries that are led here by their mark are routed there instead";
+        let why = "Queries that are led here by their mark are routed there instead.";
         return Some(Finding::problem(
             CHECK,
             format!("{named} comes before ours and takes our mark"),
@@ -114,7 +114,7 @@ fn other(rule: &Rule, mark: Mark) -> Option<Finding> {
         ));
     }
     if takes(mark.own) {
-        let why = "the agent's own packets to upstreams may be routed by it";
+        let why = "The agent's own packets to upstreams may be routed by it.";
         return Some(Finding::warning(
             CHECK,
             format!("{named} takes the mark of our upstream packets"),
@@ -123,7 +123,7 @@ fn other(rule: &Rule, mark: Mark) -> Option<Finding> {
         ));
     }
     if takes(mark.intercept) {
-        let why = "a packet that somebody else has marked may be led here";
+        let why = "A packet that somebody else has marked may be led here.";
         return Some(Finding::warning(CHECK, format!("{named} uses the bits of our mark"), why, mend));
     }
     None

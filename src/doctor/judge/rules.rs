@@ -64,7 +64,7 @@ fn judge(facts: &Facts<'_>) -> Vec<Finding> {
         return findings;
     }
     findings.extend(now.iter().filter(|table| table.left_out > 0).map(|table| {
-        let why = Unseen::new("there are too many rules on this node", "nft list ruleset");
+        let why = Unseen::new("There are too many rules on this node.", "nft list ruleset");
         Finding::unknown(CHECK, format!("{} was read in part", table.name), &why)
     }));
     for at in facts.listen {
@@ -75,7 +75,7 @@ fn judge(facts: &Facts<'_>) -> Vec<Finding> {
     }
     if facts.upstream && !now.iter().any(|table| !chains(table, UPSTREAM).is_empty()) {
         let what = "no rule spares queries to upstreams connection tracking (network.upstream_notrack)";
-        findings.push(Finding::problem(CHECK, what, "each makes an entry, as without the setting", START));
+        findings.push(Finding::problem(CHECK, what, "Each makes an entry, as without the setting.", START));
     }
     findings
 }
@@ -108,12 +108,12 @@ fn orphan(table: &TableSeen, alive: &BTreeSet<u32>) -> Option<Finding> {
     let what = format!("table inet {} is left of an agent that has gone", table.name);
     let mend = format!("nft delete table inet {}", table.name);
     Some(if chains(table, INTERCEPT).is_empty() {
-        Finding::warning(CHECK, what, "its rules are nobody's, and add to those of the agent", mend)
+        Finding::warning(CHECK, what, "Its rules are nobody's, and add to those of the agent.", mend)
     } else {
         Finding::problem(
             CHECK,
             what,
-            "it leads queries to ClusterIPs here though nobody may answer them",
+            "It leads queries to ClusterIPs here though nobody may answer them.",
             mend,
         )
     })
@@ -122,12 +122,12 @@ fn orphan(table: &TableSeen, alive: &BTreeSet<u32>) -> Option<Finding> {
 fn missing(agent: &Agent) -> Finding {
     let what = "there is no table of an agent";
     if agent.is_absent() {
-        return Finding::warning(CHECK, what, "no agent runs, and its rules go with it", START);
+        return Finding::warning(CHECK, what, "No agent runs, and its rules go with it.", START);
     }
     Finding::problem(
         CHECK,
         what,
-        "each query makes an entry in connection tracking, and ClusterIPs are not answered here",
+        "Each query makes an entry in connection tracking, and ClusterIPs are not answered here.",
         START,
     )
 }
@@ -165,7 +165,7 @@ fn purpose(facts: &Facts<'_>, now: &[&TableSeen], at: SocketAddr, purpose: &str)
     let has = |chain: &&&str| rules.iter().any(|(found, _)| found.name == **chain);
     let lacks: Vec<&str> = wanted_chains(purpose).iter().filter(|chain| !has(chain)).copied().collect();
     if !lacks.is_empty() && purpose == INTERCEPT && !facts.agent.is_ready() {
-        let why = "they come when the agent is ready; until then the cluster's DNS answers";
+        let why = "They come when the agent is ready; until then the cluster's DNS answers.";
         let what = format!("{at}: no rules {does} now");
         return Finding::warning(CHECK, what, why, "# see the findings about the agent");
     }
@@ -173,7 +173,7 @@ fn purpose(facts: &Facts<'_>, now: &[&TableSeen], at: SocketAddr, purpose: &str)
         return Finding::problem(
             CHECK,
             format!("{at}: no rule in {} ({setting})", lacks.join(", ")),
-            format!("nothing is there to {does}"),
+            format!("Nothing is there to {does}."),
             START,
         );
     }
@@ -197,7 +197,7 @@ fn purpose(facts: &Facts<'_>, now: &[&TableSeen], at: SocketAddr, purpose: &str)
         format!(
             "{at}: the rules to {does} have not counted the packets of our own questions ({counted} before and after)"
         ),
-        format!("something takes the packets before they come to the rules: {what}"),
+        format!("Something takes the packets before they come to the rules: {what}."),
         mend,
     )
 }
