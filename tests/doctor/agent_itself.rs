@@ -10,13 +10,13 @@ use std::thread;
 use crate::examine::{Finding, Level, examine, findings, named, shell, wrong};
 use crate::home::{Home, LISTEN, LISTEN6, stop};
 use crate::support::{program, run, seconds, wait_until};
-use crate::topology::{Node, Place, Proxy, Topology, on_a_node};
+use crate::topology::{Families, Node, Place, Proxy, Topology, on_a_node};
 
 const HOLDING: &str = "address_on: nodelocaldns, notrack: true";
 
 #[test]
 fn an_agent_that_does_not_run_is_started_by_the_command() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         stop(home.start());
@@ -49,7 +49,7 @@ fn an_agent_that_does_not_run_is_started_by_the_command() {
 
 #[test]
 fn an_agent_in_another_network_is_examined_there_by_the_command() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let there = Node::command(Place::Pod1, "true");
@@ -79,7 +79,7 @@ fn an_agent_in_another_network_is_examined_there_by_the_command() {
 /// The agent gives up by itself what it does not need, so a process with all of root's power answers in its place.
 #[test]
 fn an_agent_with_too_many_capabilities_is_named_with_those() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let socket = UnixListener::bind(&home.control).expect("a socket of ours");
@@ -102,7 +102,7 @@ fn an_agent_with_too_many_capabilities_is_named_with_those() {
 
 #[test]
 fn an_agent_that_does_not_answer_is_a_problem() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let agent = home.start();
@@ -115,7 +115,7 @@ fn an_agent_that_does_not_answer_is_a_problem() {
 
 #[test]
 fn without_a_configuration_that_of_the_running_agent_is_taken_or_it_is_said_that_none_is() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::listening(&[LISTEN6], HOLDING);
         let agent = home.start();

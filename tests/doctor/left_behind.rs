@@ -8,7 +8,7 @@ use crate::examine::{Level, examine, mend, named, shell, wrong};
 use crate::home::{Home, LISTEN};
 use crate::kernel::{feed, ip, iptables_rules, nft};
 use crate::support::{Process, seconds, wait_until};
-use crate::topology::{CLUSTER_IP, Node, Proxy, Topology, on_a_node};
+use crate::topology::{CLUSTER_IP, Families, Node, Proxy, Topology, on_a_node};
 
 const HOLDING: &str = "address_on: dns0, notrack: true";
 
@@ -54,14 +54,14 @@ fn what_node_cache_leaves_goes_by_the_commands(program: &str) {
 
 #[test]
 fn node_caches_rules_in_iptables_legacy_go_by_the_commands() {
-    on_a_node(Topology::new(Proxy::IptablesLegacy), || {
+    on_a_node(Topology::new(Proxy::IptablesLegacy).only(Families::V4), || {
         what_node_cache_leaves_goes_by_the_commands("iptables-legacy");
     });
 }
 
 #[test]
 fn node_caches_rules_in_iptables_nft_go_by_the_commands() {
-    on_a_node(Topology::new(Proxy::IptablesNft), || {
+    on_a_node(Topology::new(Proxy::IptablesNft).only(Families::V4), || {
         what_node_cache_leaves_goes_by_the_commands("iptables-nft")
     });
 }
@@ -69,7 +69,7 @@ fn node_caches_rules_in_iptables_nft_go_by_the_commands() {
 /// A dummy, where it is node-cache's own; this kernel does not have those.
 #[test]
 fn node_caches_link_goes_by_the_command() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let _agent = home.start();
@@ -82,7 +82,7 @@ fn node_caches_link_goes_by_the_command() {
 
 #[test]
 fn a_link_of_node_cache_that_the_agent_uses_is_not_taken_from_under_it() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         ip("link add nodelocaldns type bridge");
         ip("link set nodelocaldns up");
@@ -97,7 +97,7 @@ fn a_link_of_node_cache_that_the_agent_uses_is_not_taken_from_under_it() {
 
 #[test]
 fn while_node_cache_runs_nothing_of_it_is_called_left() {
-    on_a_node(Topology::new(Proxy::IptablesLegacy), || {
+    on_a_node(Topology::new(Proxy::IptablesLegacy).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let _agent = home.start();
@@ -124,7 +124,7 @@ fn while_node_cache_runs_nothing_of_it_is_called_left() {
 
 #[test]
 fn a_table_of_an_agent_that_has_gone_goes_by_the_command() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let _agent = home.start();
@@ -139,7 +139,7 @@ fn a_table_of_an_agent_that_has_gone_goes_by_the_command() {
 
 #[test]
 fn without_iptables_program_node_caches_rules_go_by_their_numbers() {
-    on_a_node(Topology::new(Proxy::IptablesNft), || {
+    on_a_node(Topology::new(Proxy::IptablesNft).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let _agent = home.start();

@@ -3,13 +3,13 @@
 use crate::examine::{Level, examine, mend, named, wrong};
 use crate::home::{Home, LISTEN, LISTEN6, stop};
 use crate::kernel::{ip, program};
-use crate::topology::{CLUSTER_IP, Node, Proxy, Topology, on_a_node};
+use crate::topology::{CLUSTER_IP, Families, Node, Proxy, Topology, on_a_node};
 
 const HOLDING: &str = "address_on: nodelocaldns, notrack: true";
 
 #[test]
 fn an_address_that_is_gone_is_named_and_comes_back_by_its_command() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::listening(&[LISTEN, LISTEN6], HOLDING);
         stop(home.start());
@@ -24,7 +24,7 @@ fn an_address_that_is_gone_is_named_and_comes_back_by_its_command() {
 
 #[test]
 fn an_address_on_a_second_link_leaves_it_by_its_command() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let _agent = home.start();
@@ -35,7 +35,7 @@ fn an_address_on_a_second_link_leaves_it_by_its_command() {
 
 #[test]
 fn a_wide_prefix_and_a_link_that_is_down_are_mended() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         ip(&format!("address add {LISTEN}/16 dev lo"));
@@ -49,7 +49,7 @@ fn a_wide_prefix_and_a_link_that_is_down_are_mended() {
 
 #[test]
 fn a_cluster_ip_on_a_link_is_named_by_what_holds_it() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let node = Node::start();
         let home = Home::intercepting(&node);
         let _agent = home.start();
@@ -65,7 +65,7 @@ fn a_cluster_ip_on_a_link_is_named_by_what_holds_it() {
 
 #[test]
 fn rules_of_others_that_take_our_marks_are_named() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let node = Node::start();
         let home = Home::intercepting(&node);
         let _agent = home.start();
@@ -79,7 +79,7 @@ fn rules_of_others_that_take_our_marks_are_named() {
 
 #[test]
 fn entries_of_queries_that_should_not_be_tracked_go_by_the_command() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let _agent = home.start();

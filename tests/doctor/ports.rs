@@ -6,7 +6,7 @@ use crate::examine::{Level, examine, mend, named, wrong};
 use crate::home::{Home, LISTEN};
 use crate::kernel::{ip, nft};
 use crate::support::{Process, seconds, wait_until};
-use crate::topology::{Node, Proxy, Topology, on_a_node};
+use crate::topology::{Families, Node, Proxy, Topology, on_a_node};
 
 const HOLDING: &str = "address_on: nodelocaldns, notrack: true";
 
@@ -35,7 +35,7 @@ fn holder(home: &Home, address: &str, shares: bool) -> Process {
 
 #[test]
 fn a_process_that_does_not_share_the_port_keeps_the_agent_out_until_it_is_ended() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         ip(&format!("address add {LISTEN}/32 dev lo"));
@@ -53,7 +53,7 @@ fn a_process_that_does_not_share_the_port_keeps_the_agent_out_until_it_is_ended(
 
 #[test]
 fn a_process_that_shares_the_port_is_named_though_the_agent_works() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         ip(&format!("address add {LISTEN}/32 dev lo"));
@@ -66,7 +66,7 @@ fn a_process_that_shares_the_port_is_named_though_the_agent_works() {
 
 #[test]
 fn a_process_with_the_port_of_every_address_is_named_while_it_keeps_the_agent_out() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let holder = holder(&home, "0.0.0.0", false);
@@ -79,7 +79,7 @@ fn a_process_with_the_port_of_every_address_is_named_while_it_keeps_the_agent_ou
 
 #[test]
 fn a_chain_that_takes_packets_before_our_rules_is_named() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let _node = Node::start();
         let home = Home::new(HOLDING);
         let _agent = home.start();

@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 
 use crate::examine::{Level, doctor, findings};
 use crate::home::Home;
-use crate::topology::{Node, Proxy, Topology, on_a_node};
+use crate::topology::{Families, Node, Proxy, Topology, on_a_node};
 
 #[test]
 fn what_only_root_sees_is_not_seen_and_not_called_good() {
-    on_a_node(Topology::new(Proxy::Nftables), || {
+    on_a_node(Topology::new(Proxy::Nftables).only(Families::V4), || {
         let node = Node::start();
         let home = Home::intercepting(&node);
         let _agent = home.start();
