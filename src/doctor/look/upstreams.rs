@@ -61,7 +61,7 @@ pub type Outcome = Result<(u16, Duration), Trouble>;
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// Nothing came within [`PATIENCE`].
+    /// Nothing came within 2 s.
     Silent,
     /// Nobody listens there.
     Refused,
