@@ -11,7 +11,7 @@ use crate::sys;
 /// A worker looks at its stop flag at least this often.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Datagrams that wait while a worker is busy: the default of 208 KiB holds only 256 small ones.
-const RECEIVE_BUFFER: usize = 4 << 20;
+pub const RECEIVE_BUFFER: usize = 4 << 20;
 /// Each direction of a TCP client in the kernel, which takes it twice for its own bookkeeping (socket(7)). The
 /// kernel would let a client that does not read have megabytes (tcp(7), `tcp_wmem`), and cgroup v2 counts them as
 /// the agent's memory: so a whole address, with 64 clients, has 4 MiB at the most.
