@@ -196,6 +196,8 @@ impl Keep {
                 if let Some(why) = self.watchdog.look(held::udp(&self.held)) {
                     say(&format!("the agent {} {why}: it is killed", child.pid()));
                     child.signal(Signal::KILL);
+                    // Its end is still to come, and nothing is to be found out any more.
+                    self.watchdog = Watchdog::new(None, self.plan.watchdog);
                 }
             }
             _ => {}

@@ -132,6 +132,7 @@ impl Listening {
                 slot,
                 pulse: Arc::clone(&pulse),
                 resolver: Arc::clone(&self.resolver),
+                shared: self.parent.is_there(),
                 stop: Arc::clone(&self.stop_workers),
             };
             let thread = std::thread::Builder::new().name(format!("udp-{at}"));

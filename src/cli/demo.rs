@@ -43,6 +43,7 @@ pub(super) fn demo(options: &Options) -> anyhow::Result<()> {
             zones: vec![zone(&["cluster.local.", "in-addr.arpa.", "ip6.arpa."])?, zone(&["."])?],
             ..Config::default()
         };
+        let signals = run::Signals::hear()?;
         let prometheus = app::install_metrics()?;
         let agent = Agent::start(config, (None, "demo"), Arc::default(), prometheus).await?;
         // Nobody who tries it out wants to wait for a port.
@@ -57,7 +58,7 @@ pub(super) fn demo(options: &Options) -> anyhow::Result<()> {
         for example in demo::examples(&program(), agent.addrs[0], agent.admin, &control) {
             println!("  {}\n      {}", example.command, example.shows);
         }
-        run::until_stopped(agent).await
+        run::until_stopped(agent, signals).await
     })
 }
 

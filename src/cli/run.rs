@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
 
@@ -59,9 +59,10 @@ fn serve(config: Config, path: Option<PathBuf>, hash: &str) -> anyhow::Result<()
     }
     let runtime = runtime()?;
     let result = runtime.block_on(async {
+        let signals = Signals::hear()?;
         let prometheus = app::install_metrics()?;
         let agent = Agent::start(config, (path, hash), parent, prometheus).await?;
-        until_stopped(agent).await
+        until_stopped(agent, signals).await
     });
     // Dropping it would wait, without a bound, for a worker that hangs: see Agent::stop.
     runtime.shutdown_background();
@@ -89,22 +90,38 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(runtime.enable_all().build()?)
 }
 
+/// The signals that an agent hears.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    user: Signal,
+}
+
+impl Signals {
+    /// From now on they wait to be heard. Before the agent starts: one that is told to end while it does ends in order.
+    pub(super) fn hear() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            user: signal(SignalKind::user_defined1())?,
+        })
+    }
+}
+
 /// Runs a started agent until SIGTERM or SIGINT, and drains it. A loop ends it with an error.
-pub(super) async fn until_stopped(mut agent: Agent) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut user = signal(SignalKind::user_defined1())?;
+pub(super) async fn until_stopped(mut agent: Agent, mut signals: Signals) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(TICK);
     let mut loops = agent.watch_for_loops();
     let parent = agent.parent();
     let (mut result, mut end) = (Ok(()), End::Last);
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => agent.reload(),
-            _ = user.recv() => agent.log_stats(),
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            _ = signals.hangup.recv() => agent.reload(),
+            _ = signals.user.recv() => agent.log_stats(),
             _ = tick.tick() => agent.tick(),
             words = parent.hear() => match words.as_str() {
                 parent::WRITE => agent.write_cache(),

@@ -15,6 +15,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Queries by UDP that wait for their answer.
 const PENDING: usize = 4096;
+/// Queries by UDP whose answer may still come soon. The rest waits in our sockets: a server's own socket holds some hundred
+/// datagrams (net.core.rmem_default), and there is a backlog of seconds when the relay starts.
+const WINDOW: usize = 128;
 /// Tries at an ID that none of them has: at most one in sixteen is taken.
 const TRIES: u32 = 16;
 /// How long one waits (resolv.conf(5): a stub resolver gives up after 5 s).
@@ -25,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(1);
 const CLIENTS: usize = 32;
 /// So often a thread looks whether it is to end.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// A client by TCP that is quiet for this long is let go at the end.
+const GOODBYE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 /// Datagrams of one socket before the next one has its turn.
 const BURST: usize = 64;
 /// Letters of the name that tells whether queries come back: more than anybody guesses.
@@ -127,7 +132,10 @@ impl Datagrams {
 
     /// Waits for datagrams, and passes on those that have come; answers alone, if `take` is false.
     fn turn(&mut self, take: bool) {
-        let sockets = if take { self.sockets.len() } else { 0 };
+        let began = Instant::now();
+        let soon = |pending: &&Pending| began.saturating_duration_since(pending.asked) < SILENCE;
+        let mut room = WINDOW.saturating_sub(self.pending.values().filter(soon).count());
+        let sockets = if take && room > 0 { self.sockets.len() } else { 0 };
         let all = self.sockets[..sockets].iter().chain([&self.upstream]);
         let mut events: Vec<_> = all.map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
         if poll(&mut events, Some(&LOOK)).is_err() {
@@ -136,11 +144,8 @@ impl Datagrams {
         let now = Instant::now();
         self.pending.retain(|_, pending| now.saturating_duration_since(pending.asked) < PATIENCE);
         for socket in 0..sockets {
-            for _ in 0..BURST {
-                if !self.pass_on(socket, now) {
-                    break;
-                }
-            }
+            let share = BURST.min(room);
+            room -= (0..share).take_while(|_| self.pass_on(socket, now)).count();
         }
         while self.pass_back(now) {}
         let long_ago = |at: Instant| now.saturating_duration_since(at) > SILENCE;
@@ -271,9 +276,11 @@ fn converse(
 fn has_more(client: &TcpStream, stop: &AtomicBool) -> io::Result<bool> {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
-        // Looked at before the socket, so that a query that is there by then is still answered.
+        // Looked at before the socket, so that a query that is there by then is still answered, and one that comes later
+        // is not waited for.
         let stops = stop.load(Ordering::Relaxed);
-        if poll(&mut [PollFd::new(client, PollFlags::IN)], Some(&LOOK))? > 0 {
+        let patience = if stops { GOODBYE } else { LOOK };
+        if poll(&mut [PollFd::new(client, PollFlags::IN)], Some(&patience))? > 0 {
             return Ok(true);
         }
         if stops {

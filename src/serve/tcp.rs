@@ -18,6 +18,7 @@ use crate::cache::front::Front;
 use crate::metrics::{Dropped, Transport};
 use crate::resolve::flight::ReplyTo;
 use crate::resolve::{Client, Resolver, Step};
+use crate::wire::edns;
 use crate::wire::frame::{self, Frames};
 use crate::wire::query::OurEdns;
 
@@ -261,7 +262,13 @@ impl Conversation {
         while let Some(reply) = next {
             self.in_flight -= 1;
             self.buffers += reply.len(); // held since it was delivered
-            frame::append(&mut self.output, |out| out.extend_from_slice(&reply));
+            frame::append(&mut self.output, |out| {
+                let at = out.len();
+                out.extend_from_slice(&reply);
+                if self.finishing {
+                    edns::end_keepalive(&mut out[at..]); // it was decided when the query came
+                }
+            });
             next = if self.output.len() < UNREAD { ready.try_recv().ok() } else { None };
         }
     }

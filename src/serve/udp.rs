@@ -131,6 +131,8 @@ pub struct Worker {
     pub pulse: Arc<Pulse>,
     /// Who answers.
     pub resolver: Arc<Resolver>,
+    /// Whether another process may read from the socket, now or later.
+    pub shared: bool,
     /// Set when no new work should be taken.
     pub stop: Arc<AtomicBool>,
 }
@@ -149,10 +151,23 @@ impl Worker {
             }
             before = turn;
         }
+        if !self.shared {
+            self.leave_group();
+        }
         for _ in 0..LAST_BATCHES {
             if self.turn(&mut inbox, &mut front, &mut outbox, false) != Turn::Served {
                 break;
             }
+        }
+    }
+
+    /// Has the kernel give datagrams to other sockets of the address, of this process or another, for flights keep this one
+    /// open: one that is connected gets those of its peer alone, and none of ours is at port 1 of the address itself. It
+    /// can still send to everybody.
+    fn leave_group(&self) {
+        let nobody = SocketAddr::new(self.place.addr.ip(), 1);
+        if let Err(error) = self.socket.connect(nobody) {
+            tracing::debug!(%error, "queries may still come to a socket that nobody reads");
         }
     }
 

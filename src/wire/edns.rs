@@ -118,3 +118,19 @@ impl Opt {
         put_u16(out, at + 9, rdata);
     }
 }
+
+/// Asks a client to close its connection (RFC 7828 §3.2.2: a timeout of 0), in a message whose last record is an [`Opt`] of
+/// ours with a timeout for it. Any other message stays as it is.
+pub fn end_keepalive(message: &mut [u8]) {
+    let is_ours = |options: usize| {
+        let Some(at) = message.len().checked_sub(OPT + 6 * options) else { return false };
+        let opt = &message[at..];
+        opt[..3] == [0, 0, rtype::OPT as u8]
+            && opt[9..11] == (6 * options as u16).to_be_bytes()
+            && opt[opt.len() - 6..opt.len() - 2] == [0, KEEPALIVE as u8, 0, 2]
+    };
+    if is_ours(1) || is_ours(2) {
+        let timeout = message.len() - 2;
+        message[timeout..].fill(0);
+    }
+}

@@ -7,7 +7,7 @@ use std::time::Instant;
 use hickory_proto::op::{Message, ResponseCode};
 
 use crate::support::{
-    Agent, Reaction, Tcp, Upstream, address_reply, ask, message, millis, query, seconds, wait_until,
+    Agent, Launch, Reaction, Tcp, Upstream, address_reply, ask, message, millis, query, seconds, wait_until,
 };
 
 fn holding() -> Upstream {
@@ -134,4 +134,41 @@ fn the_control_socket_is_gone_after_the_end() {
     agent.signal("TERM");
     agent.wait(seconds(6)).expect("it ends");
     assert!(!std::path::Path::new(&agent.control()).exists());
+}
+
+/// Both share the port, as agents of an upgrade do, and the one that ends has queries in flight that nobody answers.
+#[test]
+fn an_agent_that_ends_leaves_all_queries_to_one_that_stays() {
+    const HOSTS: &str = "hosts: { records: { \"10.0.0.7\": [db.test] } }\n";
+    let silent = Upstream::start(|_, _| Reaction::Drop);
+    let body = format!(
+        "{HOSTS}zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"{}\"], timeout: 30s }}\n",
+        silent.tcp()
+    );
+    let mut leaves = Agent::start(&body);
+    let _stays = Agent::launch(&body, &Launch { at: Some(leaves.address), ..Launch::default() });
+    let waiting: Vec<UdpSocket> = (0..8)
+        .map(|number| {
+            let socket = UdpSocket::bind("127.0.0.1:0").expect("client socket");
+            socket.connect(leaves.address).expect("connect");
+            socket.send(&message(&query(&format!("never{number}.example."), "A"))).expect("send");
+            socket
+        })
+        .collect();
+    wait_until("all are in flight", seconds(3), || {
+        (0..waiting.len()).all(|number| silent.count_of(&format!("never{number}.example.")) > 0)
+    });
+    leaves.signal("TERM");
+    let started = Instant::now();
+    let (mut asked, mut lost) = (0, 0);
+    while !leaves.has_ended() {
+        assert!(started.elapsed() < seconds(7), "it does not end");
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("client socket");
+        socket.connect(leaves.address).expect("connect");
+        socket.set_read_timeout(Some(seconds(1))).expect("timeout");
+        socket.send(&message(&query("db.test.", "A"))).expect("send");
+        asked += 1;
+        lost += usize::from(socket.recv(&mut [0; 512]).is_err());
+    }
+    assert!(asked > 100 && lost == 0, "{lost} of {asked} were lost");
 }

@@ -80,7 +80,9 @@ pub(crate) fn nodens(arguments: &[&str]) -> Tool {
 /// How an agent is started; `Default` is the plain way.
 #[derive(Default)]
 pub(crate) struct Launch<'a> {
-    /// Further addresses to listen on, after 127.0.0.1.
+    /// The address to listen on first, of another agent for one, instead of a free port of 127.0.0.1.
+    pub(crate) at: Option<SocketAddr>,
+    /// Further addresses to listen on, after that.
     pub(crate) also_listen: &'a [SocketAddr],
     /// Replaces `/etc/resolv.conf` for this agent alone (needs root).
     pub(crate) resolv_conf: Option<&'a str>,
@@ -117,7 +119,8 @@ impl Agent {
     #[track_caller]
     pub(crate) fn launch(body: &str, launch: &Launch<'_>) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port());
+        let free = || SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port());
+        let address = launch.at.unwrap_or_else(free);
         let admin = Http { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port()) };
         let listen: Vec<String> = std::iter::once(&address)
             .chain(launch.also_listen)
