@@ -1,0 +1,25 @@
+//! Never down: what becomes of every query while agents and their keepers are killed, stopped, replaced and reloaded.
+//!
+//! Each test runs itself again inside of a network namespace that is a node, and a client asks there all the time, no query
+//! twice. What it lost, and how long the slowest answer took, is printed for each event. This needs root. Debian packages:
+//! iproute2, iptables, nftables, conntrack, nsd, procps, util-linux.
+//!
+//! `NEVER_RATE` is how many queries there are by UDP in a second. With `NEVER_STRICT=1` latencies are held against the bounds
+//! that are wanted of a release build on a quiet machine (`NODENS_UNDER_TEST` names it), and not against looser ones.
+
+#[path = "never_down/asking.rs"]
+mod asking;
+#[path = "never_down/client.rs"]
+mod client;
+#[path = "never_down/handover.rs"]
+mod handover;
+#[path = "never_down/home.rs"]
+mod home;
+#[path = "never_down/seen.rs"]
+mod seen;
+#[path = "never_down/streams.rs"]
+mod streams;
+#[path = "never_down/support.rs"]
+mod support;
+#[path = "never_down/upstream.rs"]
+mod upstream;

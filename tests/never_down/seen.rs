@@ -1,0 +1,172 @@
+//! What became of queries, and when.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Of the slowest answers that are remembered, one for each span of this length.
+const SPAN_US: u64 = 20_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// By UDP, for a name that the agent has.
+    Hit,
+    /// By UDP, for a name that nobody has asked for.
+    Miss,
+    /// By TCP, on a connection that is used again and again, three at once.
+    Kept,
+    /// By TCP, on a connection of its own.
+    Fresh,
+}
+
+/// A query without a good answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Lost {
+    /// When it was sent, since 1970.
+    pub(crate) at_us: u64,
+    pub(crate) why: String,
+}
+
+/// Of one kind.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Tally {
+    pub(crate) sent: u64,
+    pub(crate) answered: u64,
+    pub(crate) lost: Vec<Lost>,
+    /// The slowest answer to what was sent in each span, by the span's beginning since 1970.
+    slowest_us: BTreeMap<u64, u64>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    pub(crate) tallies: BTreeMap<Kind, Tally>,
+    /// Answers that nobody waited for (any more).
+    pub(crate) unasked: u64,
+    /// Connections that the agent closed while nothing was awaited.
+    pub(crate) closed: u64,
+    /// Connections that ended with a reset, whatever was awaited.
+    pub(crate) reset: u64,
+    /// The slowest turn of the client itself: what it sees is no better than that.
+    pub(crate) client_late_us: u64,
+}
+
+/// Written by several threads.
+#[derive(Clone, Default)]
+pub(crate) struct Book(Arc<Mutex<Seen>>);
+
+impl Book {
+    pub(crate) fn write<T>(&self, entry: impl FnOnce(&mut Seen) -> T) -> T {
+        entry(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn sent(&self, kind: Kind) {
+        self.write(|seen| seen.tallies.entry(kind).or_default().sent += 1);
+    }
+
+    pub(crate) fn answered(&self, kind: Kind, asked: Instant) {
+        let took = asked.elapsed();
+        self.write(|seen| {
+            let tally = seen.tallies.entry(kind).or_default();
+            tally.answered += 1;
+            let slowest = tally.slowest_us.entry(since_1970_us(asked) / SPAN_US * SPAN_US).or_default();
+            *slowest = (*slowest).max(took.as_micros() as u64);
+        });
+    }
+
+    pub(crate) fn lost(&self, kind: Kind, asked: Instant, why: &str) {
+        let lost = Lost { at_us: since_1970_us(asked), why: why.to_owned() };
+        self.write(|seen| seen.tallies.entry(kind).or_default().lost.push(lost));
+    }
+}
+
+/// Microseconds since 1970.
+pub(crate) fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970").as_micros() as u64
+}
+
+fn since_1970_us(at: Instant) -> u64 {
+    now_us() - at.elapsed().as_micros() as u64
+}
+
+/// What happened, and when.
+#[derive(Default)]
+pub(crate) struct Events(Vec<(String, u64)>);
+
+impl Events {
+    /// This happens now, or is about to.
+    pub(crate) fn happens(&mut self, what: impl Into<String>) {
+        self.0.push((what.into(), now_us()));
+    }
+}
+
+/// What of a kind was lost, by cause.
+fn causes(lost: &[&Lost]) -> String {
+    let mut by_cause: BTreeMap<&str, usize> = BTreeMap::new();
+    for lost in lost {
+        *by_cause.entry(&lost.why).or_default() += 1;
+    }
+    let texts: Vec<_> = by_cause.into_iter().map(|(why, count)| format!("{count} {why}")).collect();
+    if texts.is_empty() { String::new() } else { format!(" ({})", texts.join(", ")) }
+}
+
+impl Seen {
+    pub(crate) fn of(&self, kind: Kind) -> Tally {
+        self.tallies.get(&kind).cloned().unwrap_or_default()
+    }
+
+    /// How many of a kind were lost.
+    pub(crate) fn lost(&self, kind: Kind) -> usize {
+        self.of(kind).lost.len()
+    }
+
+    /// The slowest answer to what was sent in that time, since 1970.
+    fn slowest(&self, kinds: &[Kind], from_us: u64, to_us: u64) -> Duration {
+        let of = |kind: &Kind| {
+            let tally = self.tallies.get(kind)?;
+            tally.slowest_us.range(from_us.saturating_sub(SPAN_US)..to_us).map(|(_, &slowest)| slowest).max()
+        };
+        Duration::from_micros(kinds.iter().filter_map(of).max().unwrap_or(0))
+    }
+
+    /// The slowest answer by UDP, milliseconds.
+    pub(crate) fn slowest_ms(&self) -> u64 {
+        self.slowest(&[Kind::Hit, Kind::Miss], 0, u64::MAX).as_millis() as u64
+    }
+
+    /// One line in all, and one for each event. What was sent before the first one is the control: nothing happened then.
+    pub(crate) fn report(&self, title: &str, events: &Events) -> String {
+        let mut text = format!("{title}: ");
+        for (kind, tally) in &self.tallies {
+            let lost: Vec<&Lost> = tally.lost.iter().collect();
+            let slowest = self.slowest(&[*kind], 0, u64::MAX).as_secs_f64() * 1e3;
+            let (sent, causes) = (tally.sent, causes(&lost));
+            let _ = write!(text, "{kind:?} {sent} sent, {} lost{causes}, slowest {slowest:.1} ms; ", lost.len());
+        }
+        let _ = writeln!(
+            text,
+            "{} connections closed when idle, {} reset, {} answers unasked; the client's own latest turn {:.1} ms",
+            self.closed,
+            self.reset,
+            self.unasked,
+            self.client_late_us as f64 / 1e3
+        );
+        let begin = ("before".to_owned(), 0);
+        let all: Vec<_> = [&begin].into_iter().chain(&events.0).collect();
+        for (at, (what, from)) in all.iter().enumerate() {
+            let to = all.get(at + 1).map_or(u64::MAX, |(_, to)| *to);
+            let _ = write!(text, "  {what}:");
+            for (kind, tally) in &self.tallies {
+                // What was on its way when something happened is that one's loss.
+                let here = |lost: &&Lost| (*from..to).contains(&(lost.at_us + SPAN_US));
+                let lost: Vec<&Lost> = tally.lost.iter().filter(here).collect();
+                let slowest = self.slowest(&[*kind], *from, to).as_secs_f64() * 1e3;
+                let _ = write!(text, " {kind:?} {} lost{}, {slowest:.1} ms;", lost.len(), causes(&lost));
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
