@@ -46,6 +46,7 @@ lint:
 
 bench: deps
 	cargo bench --locked --bench micro
+	cargo bench --locked --bench snapshot
 	cargo bench --locked --bench compare
 	cargo bench --locked --bench flood
 	cargo bench --locked --bench pool

@@ -30,9 +30,11 @@ use crate::upstream::{Late, LateAnswer, Pool, system, tls};
 
 mod listening;
 mod loops;
+mod warm;
 mod watch_file;
 use listening::Listening;
 use loops::Probes;
+use warm::Warm;
 use watch_file::WatchedFile;
 
 /// How long a stopping agent waits for what is in flight.
@@ -106,6 +108,7 @@ pub struct Agent {
     listening: Arc<Listening>,
     readiness: Arc<Readiness>,
     parent: Arc<Parent>,
+    warm: Option<Arc<Warm>>,
     /// Where it listens, ports resolved.
     pub addrs: Vec<SocketAddr>,
     /// Where its admin HTTP listens.
@@ -149,6 +152,8 @@ impl Agent {
         let runtime = tokio::runtime::Handle::current();
         let resolver = Resolver::new(view, config.cache.size, &config.limits, metrics, runtime);
         tokio::spawn(keep_late(Arc::clone(&resolver), late_answers));
+        // Before the first query is taken.
+        let warm = Warm::start(&config, &parent, &resolver);
         let clients = Clients::new(config.limits.clone());
         let manner = Manner { workers: config.workers, buffer: config.keep.receive_buffer, early: false };
         let listening = Listening::new(&resolver, &readiness, clients, (&parent, manner));
@@ -181,6 +186,7 @@ impl Agent {
             listening,
             readiness,
             parent,
+            warm,
             addrs,
             admin,
             config,
@@ -264,6 +270,17 @@ impl Agent {
         Ok(())
     }
 
+    /// Writes the cache down for another agent, and says so when it is done.
+    pub fn write_cache(&self) {
+        let (warm, parent) = (self.warm.clone(), Arc::clone(&self.parent));
+        tokio::task::spawn_blocking(move || {
+            if let Some(warm) = warm {
+                warm.write();
+            }
+            parent.tell(parent::WRITTEN);
+        });
+    }
+
     /// What the parent says, when it says something.
     pub fn parent(&self) -> Arc<Parent> {
         Arc::clone(&self.parent)
@@ -298,6 +315,9 @@ impl Agent {
         }
         let is_busy = || self.resolver.flights.waiting() > 0 || self.listening.clients.count() > 0;
         self.wait_for(deadline, is_busy).await;
+        if let Some(warm) = &self.warm {
+            warm.write();
+        }
         self.node.leave(end == End::Replaced);
         let left = self.resolver.flights.waiting();
         if end == End::Last {

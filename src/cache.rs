@@ -8,6 +8,7 @@ pub mod entry;
 pub mod failure;
 pub mod front;
 pub mod lifetime;
+pub mod snapshot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -158,13 +159,18 @@ impl Cache {
         self.epoch.load(Ordering::Acquire)
     }
 
+    /// Entries that had to make room.
+    fn evictions(&self) -> u64 {
+        self.counts.evictions.load(Ordering::Relaxed)
+    }
+
     /// What the store holds now.
     pub fn totals(&self) -> Totals {
         Totals {
             positive: self.counts.positive.load(Ordering::Relaxed),
             negative: self.counts.negative.load(Ordering::Relaxed),
             bytes: self.store.weight(),
-            evictions: self.counts.evictions.load(Ordering::Relaxed),
+            evictions: self.evictions(),
         }
     }
 }

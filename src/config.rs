@@ -294,6 +294,19 @@ pub struct Keep {
     pub watchdog: Duration,
     /// Receive buffer of each UDP socket, bytes.
     pub receive_buffer: usize,
+    /// Where the cache is written down for the agent's next life.
+    pub cache: KeepCache,
+}
+
+/// Where the cache is written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeepCache {
+    /// In memory that the parent process holds, if there is one.
+    Memory,
+    /// In a file.
+    Path(PathBuf),
+    /// Nowhere.
+    Off,
 }
 
 /// Bounds on clients and on work in hand.

@@ -19,6 +19,8 @@ mod query;
 mod response;
 #[path = "fuzz_targets/seeds.rs"]
 mod seeds;
+#[path = "fuzz_targets/snapshot.rs"]
+mod snapshot;
 #[path = "fuzz_targets/walk.rs"]
 mod walk;
 
@@ -71,6 +73,15 @@ fn every_text_of_the_corpus_is_a_configuration_or_an_error_with_its_place() {
     assert!(accepted.contains(&true) && accepted.contains(&false));
 }
 
+#[test]
+fn every_snapshot_of_the_corpus_is_refused_or_restored_as_it_must_be() {
+    let read: Vec<_> = replay("snapshot", snapshot::check).into_iter().flatten().collect();
+    assert!(read.iter().any(|read| read.entries > 1), "no snapshot in the corpus has several entries");
+    assert!(read.iter().any(|read| read.expired > 0), "none has an entry that has expired");
+    assert!(read.iter().any(|read| read.left_out > 0), "none has one of no zone");
+    assert!(read.iter().any(|read| read.malformed > 0), "none has one that is no answer");
+}
+
 /// Else a check that gives up at once would pass everything.
 #[test]
 fn what_the_corpora_were_seeded_with_is_read_to_its_end() {
@@ -82,6 +93,9 @@ fn what_the_corpora_were_seeded_with_is_read_to_its_end() {
     }
     for (name, stream) in seeds::streams() {
         assert!(framing::check(&stream) > 0, "{name} holds a message");
+    }
+    for (name, bytes) in seeds::snapshots() {
+        assert!(snapshot::check(&bytes).is_some(), "{name} is a whole snapshot");
     }
     assert!(config::check(include_bytes!("../config/reference.yaml")), "the reference is a configuration");
 }

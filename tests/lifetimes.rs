@@ -13,3 +13,5 @@ mod expiry;
 mod keys;
 #[path = "lifetimes/store.rs"]
 mod store;
+#[path = "lifetimes/warm.rs"]
+mod warm;

@@ -10,3 +10,11 @@ mod any_bytes;
 mod generate;
 #[path = "wire_properties/queries.rs"]
 mod queries;
+#[path = "fuzz_targets/response.rs"]
+mod response;
+#[path = "fuzz_targets/snapshot.rs"]
+mod snapshot;
+#[path = "wire_properties/snapshots.rs"]
+mod snapshots;
+#[path = "fuzz_targets/walk.rs"]
+mod walk;

@@ -8,9 +8,13 @@ mod seeds;
 
 fn main() -> io::Result<()> {
     let dir = env::args_os().nth(1).ok_or_else(|| io::Error::other("name a directory"))?;
-    for (target, seeds) in
-        [("query", seeds::queries()), ("response", seeds::responses()), ("framing", seeds::streams())]
-    {
+    let targets = [
+        ("query", seeds::queries()),
+        ("response", seeds::responses()),
+        ("framing", seeds::streams()),
+        ("snapshot", seeds::snapshots()),
+    ];
+    for (target, seeds) in targets {
         let dir = Path::new(&dir).join(target);
         fs::create_dir_all(&dir)?;
         for (name, bytes) in seeds {

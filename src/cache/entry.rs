@@ -71,6 +71,13 @@ impl Entry {
         }
     }
 
+    /// An entry that was stored `age` ago, with what its message was then, and that had at most a life of
+    /// `life` seconds. `None` if the clock does not reach so far back.
+    pub fn restore(answer: Answer, bounds: &Bounds, life: u32, age: Duration, now: Instant) -> Option<Self> {
+        let entry = Self::new(answer, bounds, now.checked_sub(age)?);
+        Some(Self { life: entry.life.min(life), ..entry })
+    }
+
     /// What it is.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -103,9 +103,13 @@ pub(super) async fn until_stopped(mut agent: Agent) -> anyhow::Result<()> {
             _ = hangup.recv() => agent.reload(),
             _ = user.recv() => agent.log_stats(),
             _ = tick.tick() => agent.tick(),
-            words = parent.hear() => if words == parent::REPLACED {
-                end = End::Replaced;
-                break;
+            words = parent.hear() => match words.as_str() {
+                parent::WRITE => agent.write_cache(),
+                parent::REPLACED => {
+                    end = End::Replaced;
+                    break;
+                }
+                _ => {}
             },
             Ok(found) = loops.wait_for(Option::is_some) => {
                 result = found.clone().map_or(Ok(()), |found| Err(found.into()));

@@ -9,9 +9,9 @@ use std::time::Duration;
 use hickory_proto::rr::Name;
 
 use super::{
-    AllowFrom, Cache, Config, Connections, Failure, Hedge, Hosts, Keep, LINK_LOCAL_LISTEN, Limits, Log,
-    LogFormat, LogLevel, Mark, Network, Policy, Prefetch, Reload, Server, ServerPolicy, Stale, StaleMode,
-    Upstream, Zone,
+    AllowFrom, Cache, Config, Connections, Failure, Hedge, Hosts, Keep, KeepCache, LINK_LOCAL_LISTEN, Limits,
+    Log, LogFormat, LogLevel, Mark, Network, Policy, Prefetch, Reload, Server, ServerPolicy, Stale,
+    StaleMode, Upstream, Zone,
 };
 
 /// UDP threads where the node has as many cores; the other cores are for its pods.
@@ -163,6 +163,7 @@ impl Default for Keep {
             handover: "/run/nodens/handover.sock".into(),
             watchdog: Duration::from_secs(3),
             receive_buffer: 4 << 20,
+            cache: KeepCache::Memory,
         }
     }
 }

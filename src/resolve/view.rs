@@ -10,6 +10,7 @@ use super::local::{Hosts, Local, plain};
 use crate::cache::entry::{Entry, Style, Ttls};
 use crate::cache::failure::{self, Times};
 use crate::cache::lifetime::Bounds;
+use crate::cache::snapshot::Rule;
 use crate::config::{self, Prefetch, Stale, StaleMode};
 use crate::metrics::{Requests, Transport, ZoneMetrics};
 use crate::upstream::{Attempt, Pool};
@@ -99,6 +100,13 @@ impl View {
             Some((labels, Owner::Zone(zone))) if labels == key.suffix_labels() => Some(zone),
             _ => None,
         }
+    }
+
+    /// What the zone of a key says of an entry that another process has kept.
+    pub fn rule_for(&self, key: &Key) -> Option<Rule> {
+        let zone = self.zone_for(key)?;
+        let stale = zone.stale.as_ref().map_or(Duration::ZERO, |stale| stale.max_age);
+        Some(Rule { bounds: zone.bounds, stale })
     }
 
     /// The suffix that a name's zone was chosen by, for display.

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::edns::Opt;
 use super::query::Query;
-use super::{HEADER, class, flag, name, rtype};
+use super::{HEADER, Malformed, class, flag, name, rtype};
 
 const PREFIX: usize = 6;
 const DNSSEC_OK: u8 = 1;
@@ -88,6 +88,29 @@ impl Key {
     /// The QNAME, plain and lower-cased.
     pub fn name(&self) -> &[u8] {
         &self.0[PREFIX..]
+    }
+
+    /// What it has beside the question: labels of the matched zone suffix, then DO and CD.
+    pub fn binding(&self) -> [u8; 2] {
+        [self.0[0], self.0[1]]
+    }
+
+    /// The key of a stored answer: its question, with the binding that the key had.
+    ///
+    /// # Errors
+    /// A question that breaks the format, or a binding that no key has.
+    pub fn of_answer([suffix_labels, bits]: [u8; 2], message: &[u8]) -> Result<Self, Malformed> {
+        if bits & !(DNSSEC_OK | CHECKING_DISABLED) != 0 {
+            return Err(Malformed("key with unknown bits"));
+        }
+        let end = name::skip_plain(message, HEADER)?;
+        let question = message.get(end..end + 4).ok_or(Malformed("message ends inside its question"))?;
+        let mut key = SmallVec::with_capacity(PREFIX + end - HEADER);
+        key.extend_from_slice(&[suffix_labels, bits]);
+        key.extend_from_slice(question);
+        key.extend_from_slice(&message[HEADER..end]);
+        key[PREFIX..].make_ascii_lowercase();
+        Ok(Self(key))
     }
 
     /// QTYPE.

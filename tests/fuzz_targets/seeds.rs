@@ -1,11 +1,20 @@
 //! Honest messages to begin with, as other servers and clients write them.
 
+use std::io::Cursor;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, NS, NULL, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use nodens::cache::Cache;
+use nodens::cache::entry::Entry;
+use nodens::cache::lifetime::{Bounds, MAX_TTL};
+use nodens::cache::snapshot::{self, Rule};
+use nodens::wire::key::Key;
+use nodens::wire::response::{Answer, Kind};
 
 /// A file's name and what is in it.
 type Seed = (String, Vec<u8>);
@@ -221,6 +230,44 @@ pub(crate) fn streams() -> Vec<Seed> {
     for (what, stream) in &streams {
         for (at, cut) in cuts.iter().enumerate() {
             seeds.push((format!("{what}-{at}"), [&[cut.len() as u8], *cut, stream].concat()));
+        }
+    }
+    seeds
+}
+
+/// A cache with the answer to each of these, bound to suffixes of 0 to 5 labels, as its bytes.
+fn snapshot(answers: &[Vec<u8>], age: Duration) -> Vec<u8> {
+    let bounds = Bounds { min_ttl: 0, max_ttl: MAX_TTL, negative_max_ttl: 30, negative_no_soa_ttl: 0 };
+    let (cache, now) = (Cache::new(1 << 24), Instant::now());
+    for (at, message) in answers.iter().enumerate() {
+        let key = Key::of_answer([at as u8 % 6, at as u8 % 4], message).expect("a question");
+        let answer = Answer::read(message.clone(), &key).expect("an answer");
+        cache.store(key, Arc::new(Entry::new(answer, &bounds, now)));
+    }
+    let rule = |_: &Key| Some(Rule { bounds, stale: Duration::MAX });
+    let wall = UNIX_EPOCH + Duration::from_secs(1_800_000_000) - age;
+    let mut out = Cursor::new(Vec::new());
+    snapshot::write(&cache, rule, now, wall, u64::MAX, &mut out).expect("room for it");
+    out.into_inner()
+}
+
+/// What a process leaves to the next: one answer each, and several of different ages.
+pub(crate) fn snapshots() -> Vec<Seed> {
+    let is_kept = |message: &[u8]| {
+        let key = Key::of_answer([0, 0], message).expect("a question");
+        let answer = Answer::read(message.to_vec(), &key).expect("an answer");
+        !matches!(answer.kind, Kind::Failure(_)) && (answer.kind == Kind::Positive || answer.soa.is_some())
+    };
+    let mut answers = responses();
+    answers.retain(|(_, message)| message.len() < 1000 && is_kept(message));
+    let mut seeds = vec![("none".to_owned(), snapshot(&[], Duration::ZERO))];
+    for (name, message) in &answers {
+        seeds.push((name.clone(), snapshot(std::slice::from_ref(message), Duration::from_secs(1))));
+    }
+    let all: Vec<Vec<u8>> = answers.into_iter().map(|(_, message)| message).collect();
+    for (at, some) in all.chunks(8).enumerate() {
+        for age in [0, 20, 100_000] {
+            seeds.push((format!("some-{at}-{age}"), snapshot(some, Duration::from_secs(age))));
         }
     }
     seeds

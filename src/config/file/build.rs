@@ -8,7 +8,9 @@ use super::problem::{Fault, shown};
 use super::raw::{self, Key, Text, WordOr};
 use super::reader::{Item, Reader};
 use super::{network, value, zone};
-use crate::config::{AllowFrom, Cache, Config, Hosts, Keep, Limits, Log, LogFormat, LogLevel, Reload};
+use crate::config::{
+    AllowFrom, Cache, Config, Hosts, Keep, KeepCache, Limits, Log, LogFormat, LogLevel, Reload,
+};
 
 /// More UDP threads than this are a slip: the kernel spreads clients over them by a hash of their addresses.
 const WORKERS: RangeInclusive<usize> = 1..=64;
@@ -220,15 +222,26 @@ fn log(raw: &raw::Log, reader: &mut Reader<'_>) -> Log {
 
 fn keep(raw: &raw::Keep, reader: &mut Reader<'_>) -> Keep {
     let default = Keep::default();
+    let patience = |text: &str| value::duration(text, &WATCHDOG);
+    let buffer = |text: &str| value::size(text, &RECEIVE_BUFFER).map(|size| size as usize);
+    let cache = |text: &str| match text {
+        "memory" => Ok(KeepCache::Memory),
+        "off" => Ok(KeepCache::Off),
+        path if path.starts_with('/') => Ok(KeepCache::Path(path.into())),
+        _ => Err(Fault::new(
+            format!("{} is no place for the cache", shown(text)),
+            "write memory, off, or the path of a file such as /var/lib/nodens/cache",
+        )),
+    };
     Keep {
         handover: reader.value("keep.handover", &raw.handover, default.handover, value::socket_path),
-        watchdog: reader
-            .value("keep.watchdog", &raw.watchdog, default.watchdog, |text| value::duration(text, &WATCHDOG)),
+        watchdog: reader.value("keep.watchdog", &raw.watchdog, default.watchdog, patience),
         receive_buffer: reader.value(
             "keep.receive_buffer",
             &raw.receive_buffer,
             default.receive_buffer,
-            |text| value::size(text, &RECEIVE_BUFFER).map(|size| size as usize),
+            buffer,
         ),
+        cache: reader.value("keep.cache", &raw.cache, default.cache, cache),
     }
 }

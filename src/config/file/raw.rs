@@ -257,6 +257,7 @@ pub(super) struct Keep {
     pub(super) handover: Key<String>,
     pub(super) watchdog: Key<String>,
     pub(super) receive_buffer: Key<String>,
+    pub(super) cache: Key<String>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -1,0 +1,162 @@
+//! The cache beyond this process: written down now and then, in memory that the parent holds or in a file, and read at the
+//! start.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::cache::snapshot::{self, Written};
+use crate::config::{Config, KeepCache};
+use crate::parent::{CACHE, Parent};
+use crate::resolve::Resolver;
+
+/// The shortest time from one writing to the next: what is lost at a crash was asked within it.
+const PERIOD: Duration = Duration::from_secs(10);
+/// Writing may take this part of the time.
+const SHARE: u32 = 200;
+
+/// Where the cache is written down.
+#[derive(Debug)]
+enum Place {
+    /// In one memory, which is written again and again.
+    Memory(File),
+    /// In a file, each time a new one in the place of the old.
+    Path(PathBuf),
+}
+
+/// The cache, and where it is written down.
+pub(super) struct Warm {
+    resolver: Arc<Resolver>,
+    budget: u64,
+    place: Mutex<Place>,
+}
+
+impl Warm {
+    /// Reads what was written down, and goes on from there. `None` if the configuration wants none of it, or nobody would
+    /// hold it.
+    pub(super) fn start(config: &Config, parent: &Parent, resolver: &Arc<Resolver>) -> Option<Arc<Self>> {
+        let place = match &config.keep.cache {
+            KeepCache::Off => return None,
+            KeepCache::Path(path) => {
+                if let Ok(file) = File::open(path) {
+                    read(file, config.cache.size, resolver);
+                }
+                Place::Path(path.clone())
+            }
+            KeepCache::Memory => Place::Memory(memory(parent, config.cache.size, resolver)?),
+        };
+        // What is written of an entry is smaller than what the cache reckons for it.
+        let warm =
+            Self { resolver: Arc::clone(resolver), budget: config.cache.size, place: Mutex::new(place) };
+        let warm = Arc::new(warm);
+        tokio::spawn(Arc::clone(&warm).keep_on());
+        Some(warm)
+    }
+
+    async fn keep_on(self: Arc<Self>) {
+        let mut pause = PERIOD;
+        loop {
+            tokio::time::sleep(pause).await;
+            let warm = Arc::clone(&self);
+            let began = Instant::now();
+            // On a thread of its own: clients do not wait for it.
+            if tokio::task::spawn_blocking(move || warm.write()).await.is_err() {
+                return;
+            }
+            pause = PERIOD.max(SHARE * began.elapsed());
+        }
+    }
+
+    /// Writes the cache down.
+    pub(super) fn write(&self) {
+        let began = Instant::now();
+        match self.try_write() {
+            Ok(Written { entries, bytes, left_out }) => tracing::debug!(
+                entries,
+                bytes,
+                left_out,
+                took_ms = began.elapsed().as_secs_f64() * 1e3,
+                "the cache is written down"
+            ),
+            Err(error) => tracing::warn!(%error, "the cache cannot be written down: the next start is cold"),
+        }
+    }
+
+    fn try_write(&self) -> io::Result<Written> {
+        let write = |file: &mut File| {
+            let view = self.resolver.view();
+            let rule = |key: &_| view.rule_for(key);
+            snapshot::write(&self.resolver.cache, rule, Instant::now(), SystemTime::now(), self.budget, file)
+        };
+        match &mut *self.place.lock().unwrap_or_else(PoisonError::into_inner) {
+            Place::Memory(file) => {
+                file.rewind()?;
+                let written = write(file)?;
+                // Nothing is left of a larger one before.
+                file.set_len(written.bytes)?;
+                Ok(written)
+            }
+            Place::Path(path) => {
+                let mut new = path.clone().into_os_string();
+                new.push(".new");
+                let written = write(&mut File::create(&new)?)?;
+                fs::rename(&new, path)?;
+                Ok(written)
+            }
+        }
+    }
+}
+
+/// The memory that the parent has kept, or new one, for it to keep.
+fn memory(parent: &Parent, budget: u64, resolver: &Arc<Resolver>) -> Option<File> {
+    if let Some(file) = parent.cache() {
+        match file.try_clone() {
+            Ok(copy) => read(copy, budget, resolver),
+            Err(error) => tracing::warn!(%error, "the cache of before cannot be read"),
+        }
+        return Some(file);
+    }
+    if !parent.is_there() {
+        return None;
+    }
+    match memfd_create(CACHE, MemfdFlags::CLOEXEC) {
+        Ok(descriptor) => {
+            parent.keep(CACHE, &[descriptor.as_fd()]);
+            Some(descriptor.into())
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no memory for the cache beyond this process: the next start is cold");
+            None
+        }
+    }
+}
+
+/// Reads what is there; what is damaged is left.
+fn read(mut file: File, budget: u64, resolver: &Arc<Resolver>) {
+    let (began, mut bytes) = (Instant::now(), Vec::new());
+    // A foreign file may be of any size.
+    let limit = budget + snapshot::HEADER as u64;
+    let whole = file.rewind().and_then(|()| BufReader::new(file).take(limit).read_to_end(&mut bytes));
+    if let Err(error) = whole {
+        return tracing::warn!(%error, "the cache of before cannot be read");
+    }
+    let view = resolver.view();
+    let rule = |key: &_| view.rule_for(key);
+    match snapshot::read(&bytes, &resolver.cache, rule, Instant::now(), SystemTime::now()) {
+        Ok(restored) => tracing::info!(
+            entries = restored.entries,
+            expired = restored.expired,
+            left_out = restored.left_out,
+            malformed = restored.malformed,
+            old_s = restored.since.as_secs_f64(),
+            took_ms = began.elapsed().as_secs_f64() * 1e3,
+            "the cache of before is there again"
+        ),
+        Err(damaged) => tracing::warn!("the cache of before is left: it is {damaged}"),
+    }
+}
