@@ -11,12 +11,22 @@
 mod asking;
 #[path = "never_down/client.rs"]
 mod client;
+#[path = "never_down/crash_loop.rs"]
+mod crash_loop;
+#[path = "never_down/halfway.rs"]
+mod halfway;
 #[path = "never_down/handover.rs"]
 mod handover;
 #[path = "never_down/home.rs"]
 mod home;
+#[path = "never_down/kill.rs"]
+mod kill;
+#[path = "never_down/reload.rs"]
+mod reload;
 #[path = "never_down/seen.rs"]
 mod seen;
+#[path = "never_down/stop.rs"]
+mod stop;
 #[path = "never_down/streams.rs"]
 mod streams;
 #[path = "never_down/support.rs"]

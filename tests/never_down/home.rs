@@ -25,6 +25,7 @@ pub(crate) const AHEAD: [&str; 3] = ["nice", "-n", "-10"];
 pub(crate) struct Home {
     pub(crate) upstream: Upstream,
     pub(crate) admin: Http,
+    keep: String,
     keeps: Cell<u32>,
     dir: TempDir,
 }
@@ -34,19 +35,18 @@ impl Home {
     pub(crate) fn new(keep: &str) -> Self {
         let (upstream, dir) = (Upstream::start(), tempfile::tempdir().expect("temporary directory"));
         let admin = Http { address: ADMIN.parse().expect("an address") };
-        let home = Self { upstream, admin, keeps: Cell::new(0), dir };
-        home.configure(keep, "60s");
+        let home = Self { upstream, admin, keep: keep.to_owned(), keeps: Cell::new(0), dir };
+        home.configure("");
         home
     }
 
-    /// Writes the configuration.
-    pub(crate) fn configure(&self, keep: &str, negative: &str) {
-        let server = self.upstream.address;
+    /// Writes the configuration, with these further lines at its end: zones, or what the only zone has.
+    pub(crate) fn configure(&self, more: &str) {
+        let (server, keep) = (self.upstream.address, &self.keep);
         self.configure_as(&format!(
             "listen: [\"{LISTEN}\"]\nnetwork: {{ address_on: nodelocaldns, notrack: true }}\n\
              keep: {{ {keep}{comma}handover: {handover} }}\n\
-             zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"tcp://{server}\"] }}\n    \
-             cache: {{ negative_max_ttl: {negative} }}\n",
+             zones:\n  - match: [\".\"]\n    upstream: {{ servers: [\"tcp://{server}\"] }}\n{more}",
             comma = if keep.is_empty() { "" } else { ", " },
             handover = self.handover().display(),
         ));
@@ -98,6 +98,23 @@ impl Home {
             assert!(keep.process.ended().is_none(), "it has ended:\n{}", keep.process.output());
             self.admin.get("/ready").is_some_and(|(code, _)| code == 200)
         });
+    }
+
+    /// As [`Home::wait_until_ready`], of an agent that follows this one.
+    #[track_caller]
+    pub(crate) fn wait_for_the_next(&self, keep: &mut Keep, old: u32) -> u32 {
+        let new = keep.agent_after(old);
+        self.wait_until_ready(keep);
+        new
+    }
+
+    /// A configuration that `nodens plan` finds good, and `nodens run` ends with.
+    pub(crate) fn spoil(&self) {
+        let nothing = self.path("nothing.pem");
+        self.configure(&format!(
+            "  - match: [\"spoiled.test\"]\n    upstream: {{ servers: [\"tls://127.0.0.1#spoiled.test\"], ca: {} }}\n",
+            nothing.display()
+        ));
     }
 
     pub(crate) fn listen(&self) -> SocketAddr {

@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 /// Of the slowest answers that are remembered, one for each span of this length.
 const SPAN_US: u64 = 20_000;
 
+/// What was sent so long before an event may still be on its way, an answer of the upstream included.
+const BEFORE_US: u64 = 100_000;
+/// A process takes a while to end, and goes on meanwhile.
+const AFTER_US: u64 = 50_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// By UDP, for a name that the agent has.
@@ -102,6 +107,13 @@ impl Events {
     }
 }
 
+impl Events {
+    /// Whether what was sent then was on its way when one of these happened.
+    fn has_about(&self, sent_us: u64) -> bool {
+        self.0.iter().any(|(_, at)| (at.saturating_sub(BEFORE_US)..at + AFTER_US).contains(&sent_us))
+    }
+}
+
 /// What of a kind was lost, by cause.
 fn causes(lost: &[&Lost]) -> String {
     let mut by_cause: BTreeMap<&str, usize> = BTreeMap::new();
@@ -120,6 +132,25 @@ impl Seen {
     /// How many of a kind were lost.
     pub(crate) fn lost(&self, kind: Kind) -> usize {
         self.of(kind).lost.len()
+    }
+
+    /// Nothing was lost, of any kind.
+    #[track_caller]
+    pub(crate) fn must_be_whole(&self) {
+        for kind in self.tallies.keys() {
+            assert_eq!(self.lost(*kind), 0, "{kind:?} lost");
+        }
+        assert_eq!(self.reset, 0, "connections reset");
+    }
+
+    /// No hit was lost, and of the others only what was on its way at one of the events.
+    #[track_caller]
+    pub(crate) fn must_lose_what_was_in_flight_alone(&self, events: &Events) {
+        assert_eq!(self.lost(Kind::Hit), 0, "hits lost");
+        for (kind, tally) in &self.tallies {
+            let others: Vec<_> = tally.lost.iter().filter(|lost| !events.has_about(lost.at_us)).collect();
+            assert!(others.is_empty(), "{kind:?} lost at other times: {others:?}");
+        }
     }
 
     /// The slowest answer to what was sent in that time, since 1970.

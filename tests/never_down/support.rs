@@ -15,8 +15,9 @@ mod process;
 mod waiting;
 
 pub(crate) use http::Http;
-pub(crate) use namespace::{Namespace, inside};
-pub(crate) use process::{Process, missing, program};
+pub(crate) use namespace::inside;
+pub(crate) use ports::run;
+pub(crate) use process::{Process, program};
 pub(crate) use waiting::{seconds, wait_until};
 
 /// Queries by UDP in a second, where `NEVER_RATE` says nothing: a debug build on two busy cores takes them.

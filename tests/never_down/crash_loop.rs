@@ -1,0 +1,46 @@
+//! An agent that does not come up: queries go past it.
+
+use std::thread;
+
+use rustix::process::Signal;
+
+use crate::client::Load;
+use crate::home::{Home, send};
+use crate::seen::Events;
+use crate::support::{bound_ms, on_a_node, rate, seconds};
+
+#[test]
+fn queries_are_passed_on_while_no_agent_stays_up() {
+    on_a_node(|| {
+        let home = Home::new("watchdog: 3s");
+        let mut keep = home.keep();
+        home.wait_until_ready(&mut keep);
+        let load = Load::start(home.listen(), rate());
+        thread::sleep(seconds(2));
+        let mut events = Events::default();
+        let agent = keep.agent().expect("an agent");
+        home.spoil();
+        events.happens("kill, and no other comes up");
+        send(agent, Signal::KILL);
+        keep.must_say("queries are passed on to", seconds(10));
+        events.happens("passed on");
+        let asked = home.upstream.asked_for_hot();
+        thread::sleep(seconds(5));
+        assert!(home.upstream.asked_for_hot() > asked, "hits are passed on as well");
+        home.configure("");
+        events.happens("the next one comes up");
+        keep.must_say("queries are its own again", seconds(15));
+        home.wait_until_ready(&mut keep);
+        events.happens("after");
+        thread::sleep(seconds(2));
+        let count = |name| home.admin.count(name, &[]) as u64;
+        let [restarts, relayed] = ["nodens_restarts_total", "nodens_relayed_queries_total"].map(count);
+        let seen = load.finish();
+        eprint!("{}", seen.report("crash loop", &events));
+        eprintln!("  {restarts} restarts, {relayed} queries passed on");
+        seen.must_lose_what_was_in_flight_alone(&events);
+        assert!(seen.slowest_ms() <= bound_ms(1_000, 2_000), "{} ms", seen.slowest_ms());
+        assert!(restarts >= 4, "{restarts} restarts");
+        assert!(relayed >= rate() * 4, "{relayed} passed on in 5 s");
+    });
+}
