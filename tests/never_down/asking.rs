@@ -1,7 +1,7 @@
 //! The client's queries by UDP: half of them for names that were asked for before, at a constant rate.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::client::{HOT, Order, PATIENCE, fault, question};
 use crate::seen::{Book, Kind};
+use crate::support::PODS;
 
-/// Ports that queries come from.
-const PORTS: usize = 8;
 const TURN: Duration = Duration::from_millis(1);
 
 /// A query on its way.
@@ -30,7 +29,8 @@ fn lock(pending: &Pending) -> std::sync::MutexGuard<'_, HashMap<u16, Asked>> {
 
 /// Asks until the order is over. Each name that is to be a hit is asked for before `begun`.
 pub(crate) fn ask_by_udp(order: &Order, book: &Book, begun: fn(), longest: Duration) {
-    let ports: Vec<(UdpSocket, Pending)> = (0..PORTS).map(|_| (open(order), Pending::default())).collect();
+    let ports: Vec<(UdpSocket, Pending)> =
+        (0..PODS).map(|port| (open(order, port), Pending::default())).collect();
     warm(order, &ports[0].0);
     begun();
     let done = AtomicBool::new(false);
@@ -51,8 +51,8 @@ pub(crate) fn ask_by_udp(order: &Order, book: &Book, begun: fn(), longest: Durat
     }
 }
 
-fn open(order: &Order) -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
+fn open(order: &Order, port: usize) -> UdpSocket {
+    let socket = UdpSocket::bind((order.source(port), 0)).expect("a socket");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
     socket.connect(order.server).expect("a route");
     socket
@@ -88,7 +88,7 @@ fn send(order: &Order, ports: &[(UdpSocket, Pending)], book: &Book, longest: Dur
             book.write(|seen| seen.client_late_us = seen.client_late_us.max(late));
             let due = began.elapsed().as_micros() as u64 * order.per_second / 1_000_000;
             while number < due {
-                ask(order, &ports[number as usize % PORTS], number, book);
+                ask(order, &ports[number as usize % PODS], number, book);
                 number += 1;
             }
         }
@@ -100,8 +100,8 @@ fn send(order: &Order, ports: &[(UdpSocket, Pending)], book: &Book, longest: Dur
 
 fn ask(order: &Order, (socket, pending): &(UdpSocket, Pending), number: u64, book: &Book) {
     // Both kinds from every port.
-    let kind = if (number / PORTS as u64).is_multiple_of(2) { Kind::Hit } else { Kind::Miss };
-    let id = (number / PORTS as u64) as u16;
+    let kind = if (number / PODS as u64).is_multiple_of(2) { Kind::Hit } else { Kind::Miss };
+    let id = (number / PODS as u64) as u16;
     let question = question(id, kind, &order.run, number);
     book.sent(kind);
     lock(pending).insert(id, Asked { kind, at: Instant::now(), question: question.clone() });

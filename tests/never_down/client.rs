@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::asking::ask_by_udp;
 use crate::seen::{Book, Kind, Seen};
 use crate::streams::{ask_again_and_again, ask_once_each};
-use crate::support::{Process, seconds, wait_until};
+use crate::support::{Process, pod, seconds, wait_until};
 
 /// Without an answer for so long a query is lost. Longer than any watchdog here.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(6);
@@ -44,13 +44,27 @@ pub(crate) struct Order {
     pub(crate) per_second: u64,
     /// Whether there are connections too.
     pub(crate) tcp: bool,
+    /// Whether queries come from the addresses of several pods: no source may have all flights.
+    pub(crate) pods: bool,
     /// Part of every name that nobody else is to ask for.
     pub(crate) run: String,
     /// Where the result is written, and `stop` is looked for.
     pub(crate) dir: PathBuf,
 }
 
+impl Default for Order {
+    fn default() -> Self {
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self { server, per_second: 0, tcp: false, pods: false, run: String::new(), dir: PathBuf::new() }
+    }
+}
+
 impl Order {
+    /// Where the queries of one of its ports come from.
+    pub(crate) fn source(&self, port: usize) -> Ipv4Addr {
+        if self.pods { pod(port) } else { Ipv4Addr::UNSPECIFIED }
+    }
+
     fn stop(&self) -> PathBuf {
         self.dir.join("stop")
     }
@@ -104,18 +118,25 @@ impl Load {
     /// Starts one here, and waits until it has begun to ask.
     #[track_caller]
     pub(crate) fn start(server: SocketAddr, per_second: u64) -> Self {
-        Self::start_by(&["nice", "-n", "-15"], server, per_second, true)
+        let mut ahead = Command::new("nice");
+        ahead.args(["-n", "-15"]);
+        Self::launch(ahead, Order { server, per_second, tcp: true, pods: true, ..Order::default() })
     }
 
     /// As [`Load::start`], by a program that starts programs.
     #[track_caller]
-    pub(crate) fn start_by(starter: &[&str], server: SocketAddr, per_second: u64, tcp: bool) -> Self {
+    pub(crate) fn start_by(starter: Command, server: SocketAddr, per_second: u64, tcp: bool) -> Self {
+        Self::launch(starter, Order { server, per_second, tcp, ..Order::default() })
+    }
+
+    #[track_caller]
+    fn launch(starter: Command, order: Order) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let run = format!("run-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::tempdir().expect("temporary directory");
-        let order = Order { server, per_second, tcp, run, dir: dir.path().to_owned() };
-        let mut command = Command::new(starter[0]);
-        command.args(&starter[1..]).arg(env::current_exe().expect("this program"));
+        let order = Order { run, dir: dir.path().to_owned(), ..order };
+        let mut command = starter;
+        command.arg(env::current_exe().expect("this program"));
         let test = "client::every_query_is_counted_and_none_is_repeated";
         command.args(["--exact", test, "--nocapture", "--test-threads", "1"]);
         command.env(ORDER, serde_json::to_string(&order).expect("JSON"));
@@ -189,7 +210,7 @@ fn every_query_is_counted_and_none_is_repeated() {
     if let Ok(order) = env::var(ORDER) {
         return run(&serde_json::from_str(&order).expect("an order"));
     }
-    let load = Load::start_by(&["nice"], forgetful_server(), 500, false);
+    let load = Load::start_by(Command::new("nice"), forgetful_server(), 500, false);
     thread::sleep(seconds(2));
     let seen = load.finish();
     let [hits, misses] = [Kind::Hit, Kind::Miss].map(|kind| seen.of(kind));

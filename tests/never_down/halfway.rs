@@ -133,7 +133,13 @@ fn nonsense_at_the_door_changes_nothing() {
             events.happens("nonsense");
             let long = vec![b'x'; 60_000];
             let words: [&[u8]; 7] = [
-                b"", b"\0", b"NODENS_HANDOVER=2", b"GET / HTTP/1.1\r\n\r\n", b"NODENS_HANDOVER=1\nMORE=1", &[0xff; 300], &long,
+                b"",
+                b"\0",
+                b"NODENS_HANDOVER=2",
+                b"GET / HTTP/1.1\r\n\r\n",
+                b"NODENS_HANDOVER=1\nMORE=1",
+                &[0xff; 300],
+                &long,
             ];
             for words in words {
                 let mut socket = visit(home);
@@ -172,7 +178,7 @@ except (PermissionError, BrokenPipeError, ConnectionResetError) as error:
 #[track_caller]
 fn stranger_gets_nothing(home: &Home, why: &str) {
     let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "python3", "-c", STRANGER]);
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", STRANGER]);
     let output = run(command.arg(home.handover())).expect("setpriv (Debian package util-linux)");
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     assert_eq!(output.status.code(), Some(3), "{text:?}");

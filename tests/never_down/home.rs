@@ -54,7 +54,8 @@ impl Home {
 
     /// Writes a configuration below the head that all have.
     pub(crate) fn configure_as(&self, body: &str) {
-        let head = format!("admin: \"{ADMIN}\"\ncontrol: {}\nreload: signal\n", self.path("control.sock").display());
+        let head =
+            format!("admin: \"{ADMIN}\"\ncontrol: {}\nreload: signal\n", self.path("control.sock").display());
         let new = self.path("nodens.yaml.new");
         fs::write(&new, format!("{head}{body}")).expect("config");
         fs::rename(new, self.config()).expect("config");
@@ -74,18 +75,14 @@ impl Home {
 
     /// Starts `nodens keep`, and waits for nothing.
     pub(crate) fn keep(&self) -> Keep {
-        self.keep_as(&program())
-    }
-
-    /// As [`Home::keep`], as another program.
-    pub(crate) fn keep_as(&self, program: &std::path::Path) -> Keep {
         let mut command = Command::new(AHEAD[0]);
-        command.args(&AHEAD[1..]).arg(program).arg("keep").arg("--config").arg(self.config());
-        self.start(command)
+        command.args(&AHEAD[1..]).arg(program()).arg("keep").arg("--config").arg(self.config());
+        self.start(command, |_| {})
     }
 
-    /// Starts what becomes a `keep`.
-    pub(crate) fn start(&self, command: Command) -> Keep {
+    /// Starts what becomes a `keep`, with more arguments.
+    pub(crate) fn start(&self, mut command: Command, more: impl FnOnce(&mut Command)) -> Keep {
+        more(&mut command);
         let number = self.keeps.replace(self.keeps.get() + 1);
         let process = Process::start(command, "coreutils", &self.path(&format!("output-{number}")));
         Keep { pid: process.id(), process }
@@ -153,7 +150,7 @@ impl Keep {
         found.expect("just found")
     }
 
-    /// Waits until its log has this `count` times.
+    /// Waits until its log has this.
     #[track_caller]
     pub(crate) fn must_say(&self, what: &str, limit: Duration) {
         let end = Instant::now() + limit;
@@ -172,15 +169,23 @@ impl Keep {
 
     /// Descriptors that it has open.
     pub(crate) fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, Iterator::count)
+        Self::descriptors_of(self.pid)
+    }
+
+    pub(crate) fn descriptors_of(pid: u32) -> usize {
+        fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
     }
 
     /// `VmRSS` and `RssAnon`, KiB.
     pub(crate) fn memory(&self) -> [u64; 2] {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        Self::memory_of(self.pid)
+    }
+
+    pub(crate) fn memory_of(pid: u32) -> [u64; 2] {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().nth(1).or(line.split_whitespace().next())?.parse().ok()
+            let rest = status.lines().find_map(|line| line.strip_prefix(name))?;
+            rest.split_whitespace().next()?.parse().ok()
         };
         ["VmRSS:", "RssAnon:"].map(|name| field(name).unwrap_or(0))
     }

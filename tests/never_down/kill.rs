@@ -26,7 +26,8 @@ fn a_kill_loses_what_is_in_flight_and_nothing_else() {
         let mut events = Events::default();
         let before = (keep.descriptors(), keep.memory());
         for number in 0..TIMES {
-            let pause = if number % IN_A_ROW == 0 { GROWN_UP.saturating_sub(born.elapsed()) } else { seconds(1) };
+            let pause =
+                if number % IN_A_ROW == 0 { GROWN_UP.saturating_sub(born.elapsed()) } else { seconds(1) };
             thread::sleep(pause);
             let agent = keep.agent().expect("an agent");
             events.happens(format!("kill {}", number + 1));
@@ -39,7 +40,11 @@ fn a_kill_loses_what_is_in_flight_and_nothing_else() {
         let seen = load.finish();
         eprint!("{}", seen.report("worker SIGKILL", &events));
         eprintln!("  keep: descriptors, [VmRSS, RssAnon] KiB: {before:?}, then {after:?}");
-        assert!(!keep.process.output().contains("passed on"), "it did not stay up:\n{}", keep.process.output());
+        assert!(
+            !keep.process.output().contains("passed on"),
+            "it did not stay up:\n{}",
+            keep.process.output()
+        );
         seen.must_lose_what_was_in_flight_alone(&events);
         assert!(seen.slowest_ms() <= bound_ms(100, 1_000), "{} ms", seen.slowest_ms());
         assert_eq!(before.0, after.0, "descriptors of keep");

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::support::is_strict;
+
 /// Of the slowest answers that are remembered, one for each span of this length.
 const SPAN_US: u64 = 20_000;
 
@@ -143,12 +145,24 @@ impl Seen {
         assert_eq!(self.reset, 0, "connections reset");
     }
 
-    /// No hit was lost, and of the others only what was on its way at one of the events.
+    /// Only what was on its way at one of the events was lost. A hit is that for some microseconds, if the agent is not
+    /// behind with its work: so there is none on a quiet machine.
     #[track_caller]
     pub(crate) fn must_lose_what_was_in_flight_alone(&self, events: &Events) {
-        assert_eq!(self.lost(Kind::Hit), 0, "hits lost");
+        assert!(!is_strict() || self.lost(Kind::Hit) == 0, "{} hits lost", self.lost(Kind::Hit));
         for (kind, tally) in &self.tallies {
             let others: Vec<_> = tally.lost.iter().filter(|lost| !events.has_about(lost.at_us)).collect();
+            assert!(others.is_empty(), "{kind:?} lost at other times: {others:?}");
+        }
+    }
+
+    /// Something was lost within this time after that event, and nothing else.
+    #[track_caller]
+    pub(crate) fn must_lose_about_alone(&self, events: &Events, what: &str, within: Duration) {
+        let at = events.0.iter().find(|(event, _)| event == what).expect("an event").1;
+        let time = at.saturating_sub(BEFORE_US)..at + within.as_micros() as u64;
+        for (kind, tally) in &self.tallies {
+            let others: Vec<_> = tally.lost.iter().filter(|lost| !time.contains(&lost.at_us)).collect();
             assert!(others.is_empty(), "{kind:?} lost at other times: {others:?}");
         }
     }
@@ -174,7 +188,8 @@ impl Seen {
             let lost: Vec<&Lost> = tally.lost.iter().collect();
             let slowest = self.slowest(&[*kind], 0, u64::MAX).as_secs_f64() * 1e3;
             let (sent, causes) = (tally.sent, causes(&lost));
-            let _ = write!(text, "{kind:?} {sent} sent, {} lost{causes}, slowest {slowest:.1} ms; ", lost.len());
+            let _ =
+                write!(text, "{kind:?} {sent} sent, {} lost{causes}, slowest {slowest:.1} ms; ", lost.len());
         }
         let _ = writeln!(
             text,

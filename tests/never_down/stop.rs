@@ -19,7 +19,7 @@ fn stopped(watchdog_s: u64, times: usize) {
     let mut events = Events::default();
     for number in 0..times {
         thread::sleep(seconds(2));
-        let agent = keep.agent().expect("an agent");
+        let agent = keep.agent_after(0);
         events.happens(format!("stop {}", number + 1));
         send(agent, Signal::STOP);
         home.wait_for_the_next(&mut keep, agent);

@@ -11,7 +11,12 @@ use std::time::{Duration, Instant};
 
 use crate::client::HOT_ZONE;
 
+/// What a name that begins so waits for is a long time coming.
+pub(crate) const SLOW: &str = "slow";
+
 const DELAY: Duration = Duration::from_micros(1_500);
+/// Longer than a handover takes, shorter than an agent's patience with its upstream.
+const LONG_DELAY: Duration = Duration::from_millis(2_500);
 /// Longer than any test: so names that were asked for once stay hits.
 const TTL: u32 = 86_400;
 
@@ -34,9 +39,11 @@ impl Upstream {
         let (counter, other) = (Arc::clone(&hot), udp.try_clone().expect("a copy"));
         let (sender, receiver) = channel();
         thread::spawn(move || take_datagrams(&other, &counter, &sender));
-        thread::spawn(move || deliver(&receiver, |(reply, client): (Vec<u8>, SocketAddr)| {
-            let _ = udp.send_to(&reply, client);
-        }));
+        thread::spawn(move || {
+            deliver(&receiver, |(reply, client): (Vec<u8>, SocketAddr)| {
+                let _ = udp.send_to(&reply, client);
+            })
+        });
         let counter = Arc::clone(&hot);
         thread::spawn(move || {
             for stream in tcp.incoming().flatten() {
@@ -68,11 +75,13 @@ fn take_stream(mut stream: TcpStream, hot: &AtomicU64) {
     let (sender, receiver) = channel::<Later<Vec<u8>>>();
     let Ok(writer) = stream.try_clone() else { return };
     let _ = stream.set_nodelay(true);
-    let writer = Mutex::new(writer);
-    thread::spawn(move || deliver(&receiver, |reply| {
+    let writer = Arc::new(Mutex::new(writer));
+    let write = move |reply: Vec<u8>, writer: &Mutex<TcpStream>| {
         let framed = [&(reply.len() as u16).to_be_bytes()[..], &reply].concat();
         let _ = writer.lock().expect("nobody panics").write_all(&framed);
-    }));
+    };
+    let other = Arc::clone(&writer);
+    thread::spawn(move || deliver(&receiver, |reply| write(reply, &other)));
     let mut length = [0; 2];
     while stream.read_exact(&mut length).is_ok() {
         let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -80,6 +89,14 @@ fn take_stream(mut stream: TcpStream, hot: &AtomicU64) {
             return;
         }
         count(&query, hot);
+        if query.get(13..13 + SLOW.len()) == Some(SLOW.as_bytes()) {
+            let writer = Arc::clone(&writer);
+            thread::spawn(move || {
+                thread::sleep(LONG_DELAY);
+                write(answer(&query), &writer);
+            });
+            continue;
+        }
         if sender.send((Instant::now() + DELAY, answer(&query))).is_err() {
             return;
         }
@@ -97,7 +114,8 @@ fn deliver<T>(later: &Receiver<Later<T>>, send: impl Fn(T)) {
 }
 
 fn count(query: &[u8], hot: &AtomicU64) {
-    let zone: Vec<u8> = HOT_ZONE.iter().flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect();
+    let zone: Vec<u8> =
+        HOT_ZONE.iter().flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect();
     if query.windows(zone.len()).any(|part| part.eq_ignore_ascii_case(&zone)) {
         hot.fetch_add(1, Ordering::Relaxed);
     }
