@@ -21,6 +21,7 @@ use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use upstreams::Upstreams;
 
 use crate::metrics::{self as names, Source};
@@ -75,29 +76,28 @@ pub struct Admin {
     pub prometheus: PrometheusHandle,
 }
 
-/// Serves the pages at `addr`, and returns where it really listens. While another process has the port it is tried
-/// again: queries are answered without any page.
+/// Serves the pages at `addr`, and returns where it really listens, and what ends that: no one new is let in then. While
+/// another process has the port it is tried again: queries are answered without any page.
 ///
 /// # Errors
 /// When the process may not.
-pub fn listen(addr: SocketAddr, admin: Arc<Admin>) -> io::Result<SocketAddr> {
+pub fn listen(addr: SocketAddr, admin: Arc<Admin>) -> io::Result<(SocketAddr, AbortHandle)> {
     match bind(addr, &admin.readiness) {
         Ok(listener) => {
             let addr = listener.local_addr()?;
-            tokio::spawn(serve(listener, admin));
-            Ok(addr)
+            Ok((addr, tokio::spawn(serve(listener, admin)).abort_handle()))
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(error),
         Err(_) => {
-            tokio::spawn(async move {
+            let retry = async move {
                 loop {
                     tokio::time::sleep(BIND_PAUSE).await;
                     if let Ok(listener) = bind(addr, &admin.readiness) {
                         return serve(listener, admin).await;
                     }
                 }
-            });
-            Ok(addr)
+            };
+            Ok((addr, tokio::spawn(retry).abort_handle()))
         }
     }
 }

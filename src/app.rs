@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use metrics::{counter, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use crate::admin::control;
 use crate::admin::{self, Admin};
@@ -109,6 +110,8 @@ pub struct Agent {
     readiness: Arc<Readiness>,
     parent: Arc<Parent>,
     warm: Option<Arc<Warm>>,
+    /// Ends the admin HTTP.
+    pages: AbortHandle,
     /// Where it listens, ports resolved.
     pub addrs: Vec<SocketAddr>,
     /// Where its admin HTTP listens.
@@ -159,7 +162,7 @@ impl Agent {
         let listening = Listening::new(&resolver, &readiness, clients, (&parent, manner));
         let addrs = listen(&config, &listening)?;
         let admin = Admin { resolver: Arc::clone(&resolver), readiness: Arc::clone(&readiness), prometheus };
-        let admin = admin::listen(config.admin, Arc::new(admin))?;
+        let (admin, pages) = admin::listen(config.admin, Arc::new(admin))?;
         control::listen(&config.control, parent.is_keep(), Arc::clone(&resolver), Arc::clone(&readiness))?;
         gauge!(names::CONFIG_LAST_RELOAD).set(1.0);
         publish_config(hash, 1.0);
@@ -187,6 +190,7 @@ impl Agent {
             readiness,
             parent,
             warm,
+            pages,
             addrs,
             admin,
             config,
@@ -296,6 +300,10 @@ impl Agent {
     pub async fn stop(self, end: End) {
         self.readiness.drain();
         self.parent.tell(parent::STOPPING);
+        if end == End::Replaced {
+            // Whoever asks for pages from now on is to see the other's.
+            self.pages.abort();
+        }
         let deadline = Instant::now() + DRAIN;
         if self.node.intercepts() {
             self.listening.finish();
@@ -315,7 +323,7 @@ impl Agent {
         }
         let is_busy = || self.resolver.flights.waiting() > 0 || self.listening.clients.count() > 0;
         self.wait_for(deadline, is_busy).await;
-        if let Some(warm) = &self.warm {
+        if let Some(warm) = self.warm.as_ref().filter(|_| end == End::Last) {
             warm.write();
         }
         self.node.leave(end == End::Replaced);

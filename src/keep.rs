@@ -53,6 +53,10 @@ const TAKE_OVER: Duration = Duration::from_secs(30);
 const WRITE: Duration = Duration::from_secs(1);
 /// Descriptors that are kept for the child. All of them go into one message (unix(7), SCM_MAX_FD).
 const HELD: usize = 250;
+/// EX_CONFIG of sysexits.h.
+const BAD_CONFIG: u8 = 78;
+/// The pause after a failure of the system that should not be, such as no memory for a process.
+const TROUBLE: Duration = Duration::from_millis(500);
 /// Visitors at a time: a successor, and those who have been replaced and wait.
 const VISITORS: usize = 8;
 
@@ -116,6 +120,13 @@ pub fn keep(arguments: Vec<OsString>) -> ExitCode {
         Err(Refused::By(code)) => return code,
         Err(Refused::Because(error)) => return fail(&format!("its plan cannot be had: {error}")),
     };
+    let sockets: usize = plan.places.iter().map(|(_, workers)| workers + 1).sum();
+    if sockets >= HELD {
+        say(&format!(
+            "{sockets} sockets are more than {HELD}: fewer workers, or fewer addresses to listen at"
+        ));
+        return ExitCode::from(BAD_CONFIG);
+    }
     match Keep::new(plan, arguments).run() {
         Ok(code) => code,
         Err(error) => fail(&error.to_string()),
@@ -151,10 +162,13 @@ impl Keep {
             self.open_door();
         }
         loop {
-            if let Some(code) = self.act()? {
+            if let Some(code) = self.act() {
                 return Ok(code);
             }
-            self.wait(&signals)?;
+            if let Err(error) = self.wait(&signals) {
+                say(&format!("waiting fails: {error}"));
+                std::thread::sleep(TROUBLE);
+            }
             while let Some(number) = sys::next_signal(&signals) {
                 let ends = match Signal::from_named_raw(number) {
                     Some(S::TERM | S::INT) => self.end(),
@@ -223,10 +237,10 @@ impl Keep {
     }
 
     /// Does what is due.
-    fn act(&mut self) -> io::Result<Option<ExitCode>> {
+    fn act(&mut self) -> Option<ExitCode> {
         let now = Instant::now();
         match &self.state {
-            State::Pausing(until) if now >= *until => self.start()?,
+            State::Pausing(until) if now >= *until => self.start(),
             State::Ending(child, until, _) if now >= *until => child.signal(Signal::KILL),
             State::Running(child) if now >= self.watchdog.due() => {
                 let udp = self
@@ -242,7 +256,7 @@ impl Keep {
         }
         if self.previous.as_ref().is_some_and(|(_, until)| !self.ready && now >= *until) {
             self.pass_on(Signal::KILL);
-            return Ok(Some(fail("the agent is not ready: the previous one goes on")));
+            return Some(fail("the agent is not ready: the previous one goes on"));
         }
         let waiting =
             self.visitors.iter_mut().filter(|visitor| visitor.waits.is_some_and(|until| now >= until));
@@ -252,19 +266,25 @@ impl Keep {
                 say(&format!("the next one gets nothing: {error}"));
             }
         }
-        Ok(None)
+        None
     }
 
-    fn start(&mut self) -> io::Result<()> {
-        self.passed += self.relay.as_ref().map_or(0, Relay::passed);
-        let child = Child::start(&self.arguments, &self.held, &self.plan, (self.restarts, self.passed))?;
+    fn start(&mut self) {
+        let passed = self.passed + self.relay.as_ref().map_or(0, Relay::passed);
+        let child = match Child::start(&self.arguments, &self.held, &self.plan, (self.restarts, passed)) {
+            Ok(child) => child,
+            Err(error) => {
+                say(&format!("the agent cannot be started: {error}"));
+                self.state = State::Pausing(Instant::now() + TROUBLE);
+                return self.begin_to_relay();
+            }
+        };
         say(&format!("the agent runs as {}", child.pid()));
         let first =
             self.plan.places.iter().find(|(place, _)| !place.intercepted).map(|(place, _)| place.addr);
         self.watchdog = Watchdog::new(first, self.plan.watchdog);
         self.state = State::Running(child);
         self.ready = false;
-        Ok(())
     }
 
     /// Waits until something is due or happens.
@@ -396,7 +416,8 @@ impl Keep {
 
     fn is_ready(&mut self) {
         self.ready = true;
-        if self.relay.take().is_some() {
+        if let Some(relay) = self.relay.take() {
+            self.passed += relay.passed();
             say("the agent is up: queries are its own again");
         }
         parent::tell_systemd(parent::READY);

@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::os::unix::process::parent_id;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +65,7 @@ const WORDS: usize = 4096;
 pub struct Parent {
     channel: Option<UnixDatagram>,
     is_keep: bool,
+    started_by: u32,
     sockets: Mutex<Vec<OwnedFd>>,
     cache: Mutex<Option<File>>,
 }
@@ -71,7 +73,7 @@ pub struct Parent {
 impl Parent {
     /// Takes what this process was started with. Once in a process's life: the descriptors are the process's own.
     pub fn find() -> Self {
-        let mut parent = Self::default();
+        let mut parent = Self { started_by: parent_id(), ..Self::default() };
         for (descriptor, name) in inherited() {
             match name.as_str() {
                 CHANNEL => {
@@ -95,6 +97,11 @@ impl Parent {
     /// Whether it is `nodens keep`, which replaces agents one by the next.
     pub fn is_keep(&self) -> bool {
         self.is_keep
+    }
+
+    /// Whether the process that started this one is still there.
+    pub fn lives(&self) -> bool {
+        self.started_by == parent_id()
     }
 
     /// Whether anybody is there to keep something.
@@ -175,7 +182,7 @@ pub fn bound(socket: &SockRef<'_>) -> Option<(Type, SocketAddr)> {
 /// parent could not know ours yet.
 fn inherited() -> Vec<(OwnedFd, String)> {
     let number = |name: &str| env::var(name).ok()?.parse::<u32>().ok();
-    let us = [Some(std::process::id()), Some(std::os::unix::process::parent_id())];
+    let us = [Some(std::process::id()), Some(parent_id())];
     let for_us = us.contains(&number("LISTEN_PID"));
     let count = number("LISTEN_FDS").filter(|_| for_us).map_or(0, |count| (count as usize).min(INHERITED));
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();

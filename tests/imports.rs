@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those that it may know beside itself; `None` for those that may know all.
-const MAY_IMPORT: [(&str, Option<&[&str]>); 18] = [
+const MAY_IMPORT: [(&str, Option<&[&str]>); 20] = [
     ("wire", Some(&[])),
     ("config", Some(&[])),
     ("clock", Some(&[])),
@@ -24,6 +24,8 @@ const MAY_IMPORT: [(&str, Option<&[&str]>); 18] = [
         Some(&["sys", "readiness", "resolve", "cache", "upstream", "wire", "zone", "config", "metrics"]),
     ),
     ("node", Some(&["config", "metrics", "readiness", "sys"])),
+    ("parent", Some(&["sys"])),
+    ("keep", Some(&["parent", "serve", "sys"])),
     ("privileges", Some(&["config"])),
     ("demo", Some(&[])),
     ("admin", None),

@@ -53,6 +53,7 @@ fn serve(config: Config, path: Option<PathBuf>, hash: &str) -> anyhow::Result<()
     if parent.is_keep() {
         // Without it nobody would replace an agent that hangs, and an agent that nobody replaces must not intercept.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+        anyhow::ensure!(parent.lives(), "`nodens keep` has ended meanwhile");
     }
     let runtime = runtime()?;
     let result = runtime.block_on(async {

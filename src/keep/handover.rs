@@ -123,6 +123,8 @@ impl Previous {
     /// Finds it, if there is one.
     pub(super) fn find(path: &Path) -> Option<Self> {
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).ok()?;
+        // One that hangs does not let us in.
+        socket.set_write_timeout(Some(PATIENCE)).ok()?;
         socket.connect(&SockAddr::unix(path).ok()?).ok()?;
         Some(Self { socket })
     }
