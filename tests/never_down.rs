@@ -35,7 +35,6 @@ mod kernel;
 #[path = "never_down/kill.rs"]
 mod kill;
 #[path = "netns/kube_proxy.rs"]
-#[expect(dead_code, reason = "another suite needs the rest")]
 mod kube_proxy;
 #[path = "netns/nftables.rs"]
 mod nftables;
