@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::admin::control;
+use crate::admin::control::{self, Control};
 use crate::admin::{self, Admin};
 use crate::config::file::{self, ConfigError};
 use crate::config::{self, Config, DNS_PORT, Reload};
@@ -109,6 +109,7 @@ pub struct Agent {
     listening: Arc<Listening>,
     readiness: Arc<Readiness>,
     parent: Arc<Parent>,
+    control: Arc<Control>,
     warm: Option<Arc<Warm>>,
     /// Ends the admin HTTP.
     pages: AbortHandle,
@@ -163,14 +164,20 @@ impl Agent {
         let addrs = listen(&config, &listening)?;
         let admin = Admin { resolver: Arc::clone(&resolver), readiness: Arc::clone(&readiness), prometheus };
         let (admin, pages) = admin::listen(config.admin, Arc::new(admin))?;
-        control::listen(&config.control, parent.is_keep(), Arc::clone(&resolver), Arc::clone(&readiness))?;
+        let control = Control::new(&config.control, &resolver, &readiness);
+        match control.is_taken() {
+            false => control.listen()?,
+            // The agent that this one is to replace: it may have to go on.
+            true if parent.is_keep() => {}
+            true => return Err(taken(&config.control).into()),
+        }
         gauge!(names::CONFIG_LAST_RELOAD).set(1.0);
         publish_config(hash, 1.0);
         tracing::info!(
             listen = ?addrs, admin = %admin, control = %config.control.display(), workers = config.workers,
             after_ms = started.elapsed().as_secs_f64() * 1e3, "started"
         );
-        tokio::spawn(tell(Arc::clone(&readiness), Arc::clone(&parent)));
+        tokio::spawn(tell(Arc::clone(&readiness), Arc::clone(&parent), Arc::clone(&control)));
         tokio::spawn(show_life(Arc::clone(&parent), Arc::clone(&resolver), Arc::clone(&readiness)));
         if let Some((restarts, relayed)) = parent.counts() {
             counter!(names::RESTARTS).absolute(restarts);
@@ -189,6 +196,7 @@ impl Agent {
             listening,
             readiness,
             parent,
+            control,
             warm,
             pages,
             addrs,
@@ -328,9 +336,7 @@ impl Agent {
         }
         self.node.leave(end == End::Replaced);
         let left = self.resolver.flights.waiting();
-        if end == End::Last {
-            let _ = std::fs::remove_file(&self.config.control);
-        }
+        self.control.leave();
         tracing::info!(unanswered = left, "ended");
     }
 
@@ -339,6 +345,14 @@ impl Agent {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+fn taken(control: &Path) -> io::Error {
+    let why = "another agent answers there: stop it, or give this one a `control` of its own";
+    io::Error::new(
+        io::ErrorKind::AddrInUse,
+        format!("control: cannot listen on {}: {why}", control.display()),
+    )
 }
 
 /// Answers at the addresses to listen on and at the ClusterIPs. Returns the former, ports resolved.
@@ -351,7 +365,7 @@ fn listen(config: &Config, listening: &Arc<Listening>) -> io::Result<Vec<SocketA
 }
 
 /// Logs when the agent becomes ready, and when it is so no longer.
-async fn tell(readiness: Arc<Readiness>, parent: Arc<Parent>) {
+async fn tell(readiness: Arc<Readiness>, parent: Arc<Parent>, control: Arc<Control>) {
     let mut changes = readiness.changes();
     let mut was_ready = false;
     loop {
@@ -362,6 +376,9 @@ async fn tell(readiness: Arc<Readiness>, parent: Arc<Parent>) {
                 true => {
                     tracing::info!("ready");
                     parent.tell(parent::READY);
+                    if let Err(error) = control.listen() {
+                        tracing::warn!("{error}");
+                    }
                 }
                 false => tracing::warn!(?reasons, "not ready any more"),
             }

@@ -5,10 +5,10 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::Message;
@@ -68,48 +68,84 @@ pub enum Request {
     },
 }
 
-/// Answers requests at `path`. A socket left behind by an agent that has died is replaced, and with `replace` that of one
-/// that lives as well.
-///
-/// # Errors
-/// When the socket cannot be made, or another agent answers there.
-pub fn listen(
-    path: &Path,
-    replace: bool,
+/// Where requests are answered.
+pub struct Control {
+    path: PathBuf,
     resolver: Arc<Resolver>,
     readiness: Arc<Readiness>,
-) -> io::Result<()> {
-    let explain = |error: io::Error| {
-        io::Error::new(error.kind(), format!("control: cannot listen on {}: {error}", path.display()))
-    };
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(explain)?;
+    /// The socket's inode, while it listens.
+    inode: Mutex<Option<u64>>,
+}
+
+impl Control {
+    /// Nowhere yet.
+    pub fn new(path: &Path, resolver: &Arc<Resolver>, readiness: &Arc<Readiness>) -> Arc<Self> {
+        Arc::new(Self {
+            path: path.to_owned(),
+            resolver: Arc::clone(resolver),
+            readiness: Arc::clone(readiness),
+            inode: Mutex::default(),
+        })
     }
-    if !replace && BlockingStream::connect(path).is_ok() {
-        let taken = "another agent answers there: stop it, or give this one a `control` of its own";
-        return Err(explain(io::Error::new(io::ErrorKind::AddrInUse, taken)));
+
+    /// Whether an agent answers there, this one or another.
+    pub fn is_taken(&self) -> bool {
+        BlockingStream::connect(&self.path).is_ok()
     }
-    // Whoever asks finds the old one or the new one, and neither with the rights of everybody.
-    let mut new = path.as_os_str().to_owned();
-    new.push(format!(".{}", std::process::id()));
-    let _ = fs::remove_file(&new);
-    let listener = UnixListener::bind(&new).map_err(explain)?;
-    fs::set_permissions(&new, Permissions::from_mode(0o600)).map_err(explain)?;
-    fs::rename(&new, path).map_err(explain)?;
-    tokio::spawn(async move {
+
+    /// Answers requests from now on, if it does not yet. A socket that is there already is replaced.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn listen(self: &Arc<Self>) -> io::Result<()> {
+        let mut inode = self.inode.lock().unwrap_or_else(PoisonError::into_inner);
+        if inode.is_some() {
+            return Ok(());
+        }
+        let path = &self.path;
+        let explain = |error: io::Error| {
+            io::Error::new(error.kind(), format!("control: cannot listen on {}: {error}", path.display()))
+        };
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(explain)?;
+        }
+        // Whoever asks finds the old one or the new one, and neither with the rights of everybody.
+        let mut new = path.as_os_str().to_owned();
+        new.push(format!(".{}", std::process::id()));
+        let _ = fs::remove_file(&new);
+        let listener = UnixListener::bind(&new).map_err(explain)?;
+        fs::set_permissions(&new, Permissions::from_mode(0o600)).map_err(explain)?;
+        *inode = Some(fs::metadata(&new).map_err(explain)?.ino());
+        fs::rename(&new, path).map_err(explain)?;
+        tokio::spawn(Arc::clone(self).serve(listener));
+        Ok(())
+    }
+
+    async fn serve(self: Arc<Self>, listener: UnixListener) {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let (resolver, readiness) = (Arc::clone(&resolver), Arc::clone(&readiness));
+            let control = Arc::clone(&self);
             tokio::spawn(async move {
+                let conversation = converse(stream, &control.resolver, &control.readiness);
                 // The client has gone or was too slow; it asked for nothing that must be finished.
-                let _ = tokio::time::timeout(PATIENCE, converse(stream, &resolver, &readiness)).await;
+                let _ = tokio::time::timeout(PATIENCE, conversation).await;
             });
         }
-    });
-    Ok(())
+    }
+
+    /// Takes the socket away, unless it is another agent's by now.
+    pub fn leave(&self) {
+        let inode = *self.inode.lock().unwrap_or_else(PoisonError::into_inner);
+        if inode.is_some() && fs::metadata(&self.path).ok().map(|there| there.ino()) == inode {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 async fn converse(mut stream: UnixStream, resolver: &Arc<Resolver>, readiness: &Readiness) -> io::Result<()> {

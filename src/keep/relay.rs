@@ -15,6 +15,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Queries by UDP that wait for their answer.
 const PENDING: usize = 4096;
+/// Tries at an ID that none of them has: at most one in sixteen is taken.
+const TRIES: u32 = 16;
 /// How long one waits (resolv.conf(5): a stub resolver gives up after 5 s).
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A server without an answer for this long is passed over, if there is another.
@@ -54,7 +56,11 @@ impl Relay {
         let mut datagrams = Datagrams::new(udp, servers, Arc::clone(&passed))?;
         thread::Builder::new().name("relay-udp".into()).spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                datagrams.turn();
+                datagrams.turn(true);
+            }
+            // What was taken is answered, and nothing more is.
+            while !datagrams.pending.is_empty() {
+                datagrams.turn(false);
             }
         })?;
         let (stop, passed) = (Arc::clone(&relay.stop), Arc::clone(&relay.passed));
@@ -68,6 +74,7 @@ impl Relay {
     }
 }
 
+/// No more queries are taken; those that were are answered yet.
 impl Drop for Relay {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -118,16 +125,17 @@ impl Datagrams {
         })
     }
 
-    /// Waits for datagrams, and passes on those that have come.
-    fn turn(&mut self) {
-        let all = self.sockets.iter().chain([&self.upstream]);
+    /// Waits for datagrams, and passes on those that have come; answers alone, if `take` is false.
+    fn turn(&mut self, take: bool) {
+        let sockets = if take { self.sockets.len() } else { 0 };
+        let all = self.sockets[..sockets].iter().chain([&self.upstream]);
         let mut events: Vec<_> = all.map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
         if poll(&mut events, Some(&LOOK)).is_err() {
             return;
         }
         let now = Instant::now();
         self.pending.retain(|_, pending| now.saturating_duration_since(pending.asked) < PATIENCE);
-        for socket in 0..self.sockets.len() {
+        for socket in 0..sockets {
             for _ in 0..BURST {
                 if !self.pass_on(socket, now) {
                     break;
@@ -160,10 +168,9 @@ impl Datagrams {
             return true;
         }
         let id = [query[0], query[1]];
-        let ours: [u8; 2] = rand::random();
-        if self.pending.contains_key(&ours) {
-            return true;
-        }
+        let mut free =
+            (0..TRIES).map(|_| rand::random::<[u8; 2]>()).filter(|id| !self.pending.contains_key(id));
+        let Some(ours) = free.next() else { return true };
         query[..2].copy_from_slice(&ours);
         if self.upstream.send(query).is_ok() {
             self.pending.insert(ours, Pending { client, socket, id, asked: now });
