@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::client::Load;
 use crate::home::{Home, send};
 use crate::seen::Events;
-use crate::support::{bound_ms, on_a_node, rate, seconds};
+use crate::support::{bound_ms, on_a_node, rate, seconds, wait_until};
 
 const TIMES: usize = 20;
 /// Whoever lived as long has not died young. A third one in a row that has would be followed by a pause.
@@ -24,18 +24,24 @@ fn a_kill_loses_what_is_in_flight_and_nothing_else() {
         let mut born = Instant::now();
         let load = Load::start(home.listen(), rate());
         let mut events = Events::default();
-        let before = (keep.descriptors(), keep.memory());
+        let mut before = (0, [0; 2]);
         for number in 0..TIMES {
             let pause =
                 if number % IN_A_ROW == 0 { GROWN_UP.saturating_sub(born.elapsed()) } else { seconds(1) };
             thread::sleep(pause);
+            if number == IN_A_ROW {
+                // All that it ever holds it holds by now: the cache, and the socket from which the watchdog asks.
+                before = (keep.descriptors(), keep.memory());
+            }
             let agent = keep.agent().expect("an agent");
             events.happens(format!("kill {}", number + 1));
             send(agent, Signal::KILL);
             home.wait_for_the_next(&mut keep, agent);
             born = Instant::now();
         }
-        thread::sleep(seconds(1));
+        thread::sleep(seconds(3));
+        // A question of the watchdog's may be on its way at either moment.
+        wait_until("no descriptors stay", seconds(5), || keep.descriptors() <= before.0);
         let after = (keep.descriptors(), keep.memory());
         let seen = load.finish();
         eprint!("{}", seen.report("worker SIGKILL", &events));
@@ -47,7 +53,6 @@ fn a_kill_loses_what_is_in_flight_and_nothing_else() {
         );
         seen.must_lose_what_was_in_flight_alone(&events);
         assert!(seen.slowest_ms() <= bound_ms(100, 1_000), "{} ms", seen.slowest_ms());
-        assert_eq!(before.0, after.0, "descriptors of keep");
         assert!(after.1[1] <= before.1[1] + 512, "memory of keep, KiB: {before:?} {after:?}");
     });
 }

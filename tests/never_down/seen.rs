@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -110,6 +111,22 @@ impl Events {
 }
 
 impl Events {
+    /// The time from each event to the next one, of those of one name together. What was sent before the first one is the
+    /// control: nothing happened then.
+    fn spans(&self) -> Vec<(&str, Vec<Range<u64>>)> {
+        let named = self.0.iter().map(|(what, at)| (what.as_str(), *at));
+        let all: Vec<_> = [("before", 0)].into_iter().chain(named).collect();
+        let mut spans: Vec<(&str, Vec<Range<u64>>)> = Vec::new();
+        for (at, &(what, from)) in all.iter().enumerate() {
+            let span = from..all.get(at + 1).map_or(u64::MAX, |(_, to)| *to);
+            match spans.iter_mut().find(|(known, _)| *known == what) {
+                Some((_, those)) => those.push(span),
+                None => spans.push((what, vec![span])),
+            }
+        }
+        spans
+    }
+
     /// Whether what was sent then was on its way when one of these happened.
     fn has_about(&self, sent_us: u64) -> bool {
         self.0.iter().any(|(_, at)| (at.saturating_sub(BEFORE_US)..at + AFTER_US).contains(&sent_us))
@@ -167,11 +184,15 @@ impl Seen {
         }
     }
 
-    /// The slowest answer to what was sent in that time, since 1970.
+    /// The slowest answer to what was sent in that time, since 1970, or was on its way at its beginning.
     fn slowest(&self, kinds: &[Kind], from_us: u64, to_us: u64) -> Duration {
         let of = |kind: &Kind| {
             let tally = self.tallies.get(kind)?;
-            tally.slowest_us.range(from_us.saturating_sub(SPAN_US)..to_us).map(|(_, &slowest)| slowest).max()
+            tally
+                .slowest_us
+                .range(from_us.saturating_sub(SPAN_US)..to_us.saturating_sub(SPAN_US))
+                .map(|(_, &slowest)| slowest)
+                .max()
         };
         Duration::from_micros(kinds.iter().filter_map(of).max().unwrap_or(0))
     }
@@ -181,7 +202,7 @@ impl Seen {
         self.slowest(&[Kind::Hit, Kind::Miss], 0, u64::MAX).as_millis() as u64
     }
 
-    /// One line in all, and one for each event. What was sent before the first one is the control: nothing happened then.
+    /// One line in all, and one for each event.
     pub(crate) fn report(&self, title: &str, events: &Events) -> String {
         let mut text = format!("{title}: ");
         for (kind, tally) in &self.tallies {
@@ -199,16 +220,18 @@ impl Seen {
             self.unasked,
             self.client_late_us as f64 / 1e3
         );
-        let begin = ("before".to_owned(), 0);
-        let all: Vec<_> = [&begin].into_iter().chain(&events.0).collect();
-        for (at, (what, from)) in all.iter().enumerate() {
-            let to = all.get(at + 1).map_or(u64::MAX, |(_, to)| *to);
-            let _ = write!(text, "  {what}:");
+        for (what, spans) in events.spans() {
+            let _ = write!(
+                text,
+                "  {what}{}:",
+                if spans.len() > 1 { format!(" ×{}", spans.len()) } else { String::new() }
+            );
             for (kind, tally) in &self.tallies {
                 // What was on its way when something happened is that one's loss.
-                let here = |lost: &&Lost| (*from..to).contains(&(lost.at_us + SPAN_US));
+                let here = |lost: &&Lost| spans.iter().any(|span| span.contains(&(lost.at_us + SPAN_US)));
                 let lost: Vec<&Lost> = tally.lost.iter().filter(here).collect();
-                let slowest = self.slowest(&[*kind], *from, to).as_secs_f64() * 1e3;
+                let slowest = spans.iter().map(|span| self.slowest(&[*kind], span.start, span.end)).max();
+                let slowest = slowest.unwrap_or_default().as_secs_f64() * 1e3;
                 let _ = write!(text, " {kind:?} {} lost{}, {slowest:.1} ms;", lost.len(), causes(&lost));
             }
             text.push('\n');

@@ -1,6 +1,5 @@
 //! Everything at once, in an order that a seed decides. `NEVER_SOAK` is for how many seconds, `NEVER_SEED` repeats a run.
 
-use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,8 +54,9 @@ const EVENTS: [Event; 12] = [
 ];
 
 struct Soak {
-    home: Home,
     keep: Keep,
+    // After what runs in it: fields are dropped in this order.
+    home: Home,
     dice: Dice,
     /// When something was lost that could not be helped.
     excuses: Events,
@@ -131,9 +131,9 @@ impl Soak {
 
     /// Descriptors of keep, and of its agent; memory of both, KiB.
     fn size(&self) -> ([usize; 2], [u64; 2]) {
-        let agent = Keep::descriptors_of(self.keep.agent().expect("an agent"));
-        let memory = Keep::memory_of(self.keep.agent().expect("an agent"));
-        ([self.keep.descriptors(), agent], [self.keep.memory()[1], memory[1]])
+        let agent = self.keep.agent_after(0);
+        let descriptors = [self.keep.descriptors(), Keep::descriptors_of(agent)];
+        (descriptors, [self.keep.memory()[1], Keep::memory_of(agent)[1]])
     }
 }
 
@@ -143,17 +143,16 @@ fn a_random_mix_of_events_loses_only_what_is_in_flight_at_kills() {
         let seed = number("NEVER_SEED").unwrap_or_else(now_us);
         let length = seconds(number("NEVER_SOAK").unwrap_or(SHORT));
         eprintln!("soak for {length:?}: NEVER_SEED={seed}");
-        let home = Home::new("watchdog: 1s");
+        let home = Home::new("");
         let mut keep = home.keep();
         home.wait_until_ready(&mut keep);
         let load = Load::start(home.listen(), rate());
         thread::sleep(seconds(2));
-        let mut soak = Soak { home, keep, dice: Dice(seed), excuses: Events::default() };
-        let (mut events, mut counts) = (Events::default(), [0; EVENTS.len()]);
+        let mut soak = Soak { keep, home, dice: Dice(seed), excuses: Events::default() };
+        let mut events = Events::default();
         let (before, began) = (soak.size(), Instant::now());
         while began.elapsed() < length {
             let at = soak.dice.roll(EVENTS.len() as u64) as usize;
-            counts[at] += 1;
             events.happens(format!("{:?}", EVENTS[at]));
             soak.do_it(EVENTS[at]);
             thread::sleep(Duration::from_millis(200 + soak.dice.roll(2_000)));
@@ -162,11 +161,11 @@ fn a_random_mix_of_events_loses_only_what_is_in_flight_at_kills() {
         thread::sleep(seconds(2));
         let after = soak.size();
         let seen = load.finish();
-        let _ = fs::remove_file(soak.home.path("stop"));
         eprint!("{}", seen.report("soak", &events));
         eprintln!("  descriptors of keep and agent, their RssAnon in KiB: {before:?}, then {after:?}");
         seen.must_lose_what_was_in_flight_alone(&soak.excuses);
-        assert_eq!(before.0[0], after.0[0], "descriptors of keep");
+        // The cache may have come, and a question of the watchdog's be on its way.
+        assert!(after.0[0] <= before.0[0] + 3, "descriptors of keep: {before:?} {after:?}");
         assert!(after.0[1] <= before.0[1] + 16, "descriptors of the agent: {before:?} {after:?}");
         assert!(after.1[0] <= before.1[0] + 512, "memory of keep: {before:?} {after:?}");
     });
