@@ -25,7 +25,7 @@ use crate::resolve::Resolver;
 use crate::resolve::echo::Loop;
 use crate::resolve::view::View;
 use crate::serve::socket::{HEARTBEAT, Manner, Place};
-use crate::serve::tcp::Clients;
+use crate::serve::tcp::{Clients, Stage};
 use crate::upstream::transport::Kernel;
 use crate::upstream::{Late, LateAnswer, Pool, system, tls};
 
@@ -48,8 +48,10 @@ pub const TICK: Duration = Duration::from_secs(1);
 /// Signs of life in each period of the parent's watchdog.
 const SIGNS_OF_LIFE: u32 = 8;
 
-/// How long TCP clients may take to get what they await, before packets are led past the agent.
-const FINISH: Duration = Duration::from_millis(300);
+/// How long TCP clients of ClusterIPs, or of an agent that is replaced, may take to get what they await. Nobody else waits for
+/// that: who opens a connection meanwhile is led to the cluster's DNS, or to the other agent. The rest of [`DRAIN`] is for
+/// those who never pause.
+const FINISH: Duration = Duration::from_secs(4);
 /// Packets that were led here before the rules went are in the sockets by then: they cross one queue of the kernel's.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -303,23 +305,28 @@ impl Agent {
         tracing::info!(stats = %control::stats(&self.resolver), "statistics");
     }
 
-    /// Takes no new work, finishes what is in flight (at most [`DRAIN`]), and ends. Nothing is led here any more before
-    /// the first socket closes.
+    /// Takes no new work, finishes what is in flight (at most [`DRAIN`]), and ends. Nothing new is led here any more before
+    /// the first socket closes, and what was led here goes on to be until the last one has.
     pub async fn stop(self, end: End) {
         self.readiness.drain();
         self.parent.tell(parent::STOPPING);
-        if end == End::Replaced {
-            // Whoever asks for pages from now on is to see the other's.
+        let (finish, deadline) = (Instant::now() + FINISH, Instant::now() + DRAIN);
+        let replaced = end == End::Replaced;
+        let others_answer = replaced || self.node.intercepts();
+        if replaced {
+            // Whoever asks for pages from now on is the other's.
             self.pages.abort();
         }
-        let deadline = Instant::now() + DRAIN;
         if self.node.intercepts() {
-            self.listening.finish();
-            self.wait_for(Instant::now() + FINISH, || self.listening.clients.count() > 0).await;
             self.node.withdraw();
             tokio::time::sleep(SETTLE).await;
         }
-        let workers = self.listening.stop();
+        match end {
+            End::Replaced => self.listening.finish(Stage::Sharing),
+            End::Last if self.node.intercepts() => self.listening.finish(Stage::Finishing),
+            End::Last => self.listening.stop_streams(),
+        }
+        let workers = self.listening.stop_datagrams();
         // Each notices within HEARTBEAT; joined elsewhere, so that flights go on meanwhile.
         let joined = tokio::task::spawn_blocking(move || {
             for worker in workers {
@@ -329,12 +336,18 @@ impl Agent {
         if tokio::time::timeout(DRAIN.max(HEARTBEAT), joined).await.is_err() {
             tracing::warn!("a worker did not end");
         }
+        // Last, so that whoever was about to connect when the rules went still is.
+        self.wait_for(finish, || others_answer && self.listening.clients.count() > 0).await;
+        self.listening.stop_streams();
         let is_busy = || self.resolver.flights.waiting() > 0 || self.listening.clients.count() > 0;
         self.wait_for(deadline, is_busy).await;
-        if let Some(warm) = self.warm.as_ref().filter(|_| end == End::Last) {
+        if self.node.intercepts() {
+            tokio::time::sleep(SETTLE).await; // what says goodbye comes by the rules
+        }
+        if let Some(warm) = self.warm.as_ref().filter(|_| !replaced) {
             warm.write();
         }
-        self.node.leave(end == End::Replaced);
+        self.node.leave(replaced);
         let left = self.resolver.flights.waiting();
         self.control.leave();
         tracing::info!(unanswered = left, "ended");

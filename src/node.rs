@@ -26,7 +26,7 @@ use crate::metrics::{INTERCEPTING, SETUP_REPAIRS};
 use crate::readiness::{Readiness, Step};
 use events::Events;
 use netfilter::{Firewall, Ownership, Refusal, Table};
-use rules::{Wanted, chains};
+use rules::{Kept, Wanted, chains};
 
 /// The pause after a first failure; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -39,6 +39,11 @@ const LOOK_AT_ALL: Duration = Duration::from_secs(10);
 /// Firewalls have no event that we hear, and a look at them reads all their rules (20,000 take 0.1 s): one may take a
 /// fiftieth of the time until the next.
 const LOOKING: u32 = 50;
+/// Connections to the ClusterIPs that are kept in mind, of each family: room for 2,000 new ones a second, which are kept for
+/// 40 s each by default. They take some 100 bytes each in the kernel. Further ones are answered by the cluster's DNS.
+const CONNECTIONS: u32 = 1 << 17;
+/// Longer than a client waits for an answer without a word: `upstream.timeout` is 30 s at the most.
+const UNANSWERED: Duration = Duration::from_secs(30);
 /// Between two answers to events: whoever takes our address away in a loop shall not have us do the same.
 const PACE: Duration = Duration::from_millis(50);
 
@@ -55,8 +60,18 @@ enum Phase {
     Aside,
     /// Those to the ClusterIPs as well.
     Intercepting,
-    /// No longer, but what they were asked is still answered.
+    /// Those to the ClusterIPs no longer, but connections that were go on here, and what was asked is answered.
     Leaving,
+}
+
+impl Phase {
+    /// What comes when no new queries shall be led here.
+    fn without_new(self) -> Self {
+        match self {
+            Self::Aside => Self::Aside,
+            Self::Intercepting | Self::Leaving => Self::Leaving,
+        }
+    }
 }
 
 /// What is there, as far as we know.
@@ -83,6 +98,7 @@ struct State {
 pub struct Node {
     network: Network,
     listen: Vec<SocketAddr>,
+    kept: Kept,
     readiness: Arc<Readiness>,
     state: Mutex<State>,
 }
@@ -98,6 +114,7 @@ impl Node {
         let node = Arc::new(Self {
             network: config.network.clone(),
             listen: config.listen.clone(),
+            kept: Kept { most: CONNECTIONS, silence: config.limits.tcp_idle + UNANSWERED },
             readiness: Arc::clone(readiness),
             state: Mutex::new(state),
         });
@@ -241,6 +258,7 @@ impl Node {
             notrack: if network.notrack { &self.listen } else { none },
             intercept: if *phase == Phase::Intercepting { &cluster_ips } else { none },
             leaving: if *phase == Phase::Leaving { &cluster_ips } else { none },
+            kept: self.kept,
             upstream_ports: if network.upstream_notrack { ports } else { &no_ports },
             never_upstream: &network.intercept,
             mark: network.mark,
@@ -276,11 +294,12 @@ impl Node {
         Ok(())
     }
 
-    /// Leads no more queries here; the answers to those that came still get out as they are. The agent is draining.
+    /// Leads no more queries here but on connections that are open; answers still get out as they are. The agent is
+    /// draining.
     pub fn withdraw(&self) {
         let mut state = self.state();
         if state.phase == Phase::Intercepting {
-            state.phase = Phase::Leaving;
+            state.phase = state.phase.without_new();
             self.enforce(&mut state);
         }
     }
@@ -390,5 +409,41 @@ mod tests {
         assert!(!node.intercepts() && readiness.reasons().is_empty());
         assert!(node.state().table.is_none());
         node.leave(false);
+    }
+
+    fn node(network: Network) -> Node {
+        let readiness = Arc::new(Readiness::new());
+        readiness.latch();
+        let kept = Kept { most: 1, silence: FIRST_PAUSE };
+        Node { network, listen: Vec::new(), kept, readiness, state: Mutex::default() }
+    }
+
+    /// A table that was not to be had may be had the next time, as one that stays behind this process.
+    #[test]
+    fn nothing_is_intercepted_before_it_is_known_who_ends_the_rules() {
+        let node = node(Network { intercept: vec!["10.96.0.10".parse().unwrap()], ..Network::default() });
+        let mut state = node.state();
+        assert!(node.readiness.can_answer() && state.table.is_none());
+        assert!(!node.decide(&mut state, true), "it is tried again");
+        assert_eq!(state.phase, Phase::Aside);
+        assert!(node.chains(&state.phase, &BTreeSet::new()).is_empty());
+    }
+
+    #[test]
+    fn connections_go_on_here_only_if_some_were_led_here() {
+        assert_eq!(Phase::Aside.without_new(), Phase::Aside);
+        assert_eq!(Phase::Intercepting.without_new(), Phase::Leaving);
+        let node = node(Network { intercept: vec!["10.96.0.10".parse().unwrap()], ..Network::default() });
+        node.state().phase = Phase::Intercepting;
+        node.readiness.lacks(Step::Listen, "10.96.0.10:53", "somebody has the port");
+        let mut state = node.state();
+        assert!(node.decide(&mut state, true));
+        assert_eq!(state.phase, Phase::Leaving);
+        assert_eq!(node.chains(&state.phase, &BTreeSet::new()).len(), 3);
+        // Draining changes nothing any more: the agent itself says what goes when.
+        state.phase = Phase::Intercepting;
+        node.readiness.drain();
+        assert!(node.decide(&mut state, true));
+        assert_eq!(state.phase, Phase::Intercepting);
     }
 }

@@ -112,6 +112,12 @@ impl Readiness {
         is_news
     }
 
+    /// Returns when nothing is missing.
+    pub async fn ready(&self) {
+        let mut changes = self.changes();
+        while !self.reasons().is_empty() && changes.changed().await.is_ok() {}
+    }
+
     /// Tells when something has changed that is not a worker's progress.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()

@@ -4,6 +4,8 @@
 //! beside it in a namespace of its own. This needs root. Debian packages: bash, iproute2, nftables, conntrack,
 //! iptables.
 
+#[path = "netfilter/connections.rs"]
+mod connections;
 #[path = "netfilter/firewall.rs"]
 mod firewall;
 #[path = "netfilter/intercept.rs"]

@@ -2,7 +2,8 @@
 //!
 //! Each test runs itself again inside of a network namespace that is a node. Pods and the cluster's DNS are in
 //! namespaces of their own, and a ClusterIP that no link holds leads to that DNS, as kube-proxy does it. This needs
-//! root. Debian packages: iproute2, iptables, nftables, conntrack, nsd, procps.
+//! root. Debian packages: iproute2, iptables, nftables, conntrack, nsd, dnsperf, procps, util-linux, gcc, libc6-dev,
+//! musl-tools.
 
 #[path = "netns/agent.rs"]
 mod agent;
@@ -12,6 +13,8 @@ mod client;
 mod client_ways;
 #[path = "netns/cluster_dns.rs"]
 mod cluster_dns;
+#[path = "netns/connections.rs"]
+mod connections;
 #[path = "netns/intercept.rs"]
 mod intercept;
 #[path = "netns/iptables.rs"]
@@ -26,17 +29,25 @@ mod kube_proxy;
 mod mended;
 #[path = "netns/migration.rs"]
 mod migration;
+#[path = "netns/misses.rs"]
+mod misses;
 #[path = "netns/nftables.rs"]
 mod nftables;
 #[path = "netns/notrack.rs"]
 mod notrack;
+#[path = "netns/owner.rs"]
+mod owner;
 #[path = "netns/reachable.rs"]
 mod reachable;
+#[path = "netns/resolvers.rs"]
+mod resolvers;
 #[path = "netns/support.rs"]
 mod support;
 #[path = "netns/topology.rs"]
 mod topology;
 #[path = "netns/topology_links.rs"]
 mod topology_links;
+#[path = "netns/upstream_notrack.rs"]
+mod upstream_notrack;
 #[path = "netns/waiting.rs"]
 mod waiting;

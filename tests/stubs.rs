@@ -13,15 +13,9 @@ mod failures;
 mod names;
 #[path = "stubs/namespace.rs"]
 mod namespace;
-#[path = "stubs/programs.rs"]
-mod programs;
-#[path = "stubs/records.rs"]
-mod records;
 #[path = "stubs/services.rs"]
 mod services;
 #[path = "stubs/sizes.rs"]
 mod sizes;
-#[path = "stubs/stub.rs"]
-mod stub;
 #[path = "stubs/support.rs"]
 mod support;

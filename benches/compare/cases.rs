@@ -13,6 +13,8 @@ use crate::load::{Load, Outcome, Until};
 use crate::process::{Process, Usage};
 use crate::report::{Metric, Target};
 use crate::servers::{Bed, Kind, Server};
+use crate::veth;
+use crate::way::Way;
 
 /// Starts of which the median is a round's figure.
 const STARTS: usize = 5;
@@ -41,6 +43,12 @@ pub(crate) enum Case {
     Memory,
     /// From the start of the process to its first answer
     Start,
+    /// A pod's cached answers over veth, eight sockets, as many as the agent gives
+    Veth,
+    /// A pod's cached answers over veth, a socket for each query, as many as the pod can ask for
+    VethChurn,
+    /// A pod's cached answers over veth, a socket for each query, 10,000 a second
+    VethPaced,
 }
 
 /// A server with so many workers.
@@ -59,7 +67,7 @@ impl Entrant {
     }
 }
 
-const fn one(kind: Kind) -> Entrant {
+pub(crate) const fn one(kind: Kind) -> Entrant {
     Entrant { kind, workers: 1 }
 }
 
@@ -83,11 +91,16 @@ pub(crate) struct Run {
 
 /// Eight sockets with 120 queries between them keep a server busy, and never overflow a receive buffer of the
 /// default size, which the kernel fills with 166 datagrams of 1,280 bytes (what a query of more than 100 takes).
-const BUSY: Load = Load { tcp: false, clients: 8, outstanding: 120, rate: None };
+pub(crate) const BUSY: Load = Load { tcp: false, clients: 8, outstanding: 120, rate: None };
 
 impl Case {
     pub(crate) fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Whether it runs on a node of its own, which takes root.
+    pub(crate) fn is_over_veth(self) -> bool {
+        matches!(self, Self::Veth | Self::VethChurn | Self::VethPaced)
     }
 
     /// What it is, in a line.
@@ -107,6 +120,7 @@ impl Case {
             Self::Miss | Self::MissOne => vec![one(Nodens), one(Unbound), one(Dnsdist)],
             // nodens as it is shipped, the others with the one thread that is their least.
             Self::Memory | Self::Start => vec![two(Nodens), one(Unbound), one(Dnsdist), one(Dnsmasq)],
+            Self::Veth | Self::VethChurn | Self::VethPaced => Way::ALL.map(veth::by).to_vec(),
         }
     }
 
@@ -114,6 +128,7 @@ impl Case {
     pub(crate) fn subject(self) -> Entrant {
         match self {
             Self::TwoWorkers | Self::Memory | Self::Start => two(Kind::Nodens),
+            Self::Veth | Self::VethChurn | Self::VethPaced => veth::by(Way::Notrack),
             _ => one(Kind::Nodens),
         }
     }
@@ -134,6 +149,7 @@ impl Case {
             }
             Self::Memory => &[Idle, Loaded],
             Self::Start => &[Start],
+            Self::Veth | Self::VethChurn | Self::VethPaced => veth::columns(self),
         }
     }
 
@@ -166,6 +182,7 @@ impl Case {
                 Target::value(Loaded, two(Nodens)).at_most(12.0),
             ],
             Self::Start => vec![Target::value(Start, two(Nodens)).at_most(20.0)],
+            Self::Veth | Self::VethChurn | Self::VethPaced => veth::targets(self),
         }
     }
 
@@ -184,6 +201,7 @@ impl Case {
             Self::MissOne => missed(entrant, bed, cores, seconds, 1),
             Self::Memory => memory(entrant, bed, cores),
             Self::Start => start(entrant, bed, cores),
+            Self::Veth | Self::VethChurn | Self::VethPaced => veth::run(self, entrant, bed, cores, seconds),
         }
     }
 }
@@ -244,7 +262,7 @@ fn measure(server: &Server, bed: &Bed, load: Load, seconds: u32, cpus: &[usize])
     Ok((run_of(used, &outcome, &server.process)?, outcome))
 }
 
-fn run_of(used: Usage, outcome: &Outcome, process: &Process) -> Result<Run> {
+pub(crate) fn run_of(used: Usage, outcome: &Outcome, process: &Process) -> Result<Run> {
     let each = 1e6 / outcome.completed.max(1) as f64;
     let values = BTreeMap::from([
         (Metric::Cpu, used.total.as_secs_f64() * each),
@@ -260,7 +278,7 @@ fn run_of(used: Usage, outcome: &Outcome, process: &Process) -> Result<Run> {
 }
 
 /// Marks a run in which the upstream had to work.
-fn expect_rest(run: &mut Run, authority: Usage, outcome: &Outcome) {
+pub(crate) fn expect_rest(run: &mut Run, authority: Usage, outcome: &Outcome) {
     let worked = authority.total.as_secs_f64();
     let allowed = AUTHORITY_SECONDS_PER_QUERY * outcome.completed as f64 + AUTHORITY_SHARE * outcome.seconds;
     if worked > allowed && run.fault.is_none() {

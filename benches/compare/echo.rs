@@ -141,7 +141,7 @@ fn serve_tcp(listener: &TcpListener, replies: &Replies) -> Result<()> {
     let mut connections: HashMap<RawFd, Connection> = HashMap::new();
     let (mut ready, mut out) = (Vec::new(), Vec::with_capacity(TCP_ROOM));
     loop {
-        if epoll.wait(&mut ready).is_err() {
+        if epoll.wait(&mut ready, RECEIVE_TIMEOUT).is_err() {
             continue;
         }
         for &fd in &ready {

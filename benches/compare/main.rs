@@ -1,16 +1,22 @@
-//! Side by side, on loopback: the agent, Unbound, dnsdist, dnsmasq, and an echo server as the floor.
+//! Side by side, on loopback: the agent, Unbound, dnsdist, dnsmasq, and an echo server as the floor. And the agent over
+//! veth, with and without connection tracking.
 //! README.md in the directory above says what is measured, and how.
 
 mod authority;
 mod cases;
+mod churn;
 mod echo;
 mod load;
+mod machine;
 mod mix;
+mod node;
 mod process;
 mod report;
 mod servers;
 mod sys;
 mod tuned;
+mod veth;
+mod way;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,6 +29,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::cases::{Case, Cores};
+use crate::node::Node;
 use crate::report::Results;
 use crate::servers::{Bed, Kind, tool_versions};
 
@@ -32,6 +39,7 @@ const MISSES_PER_SECOND: usize = 60_000;
 /// Compares the agent with other caching DNS servers and with the floor that the kernel sets.
 ///
 /// Needs nsd, unbound, dnsdist, dnsmasq-base, dnsperf and iproute2, and two cores with nothing else to do.
+/// The cases over veth run only when they are named, and without the others. They need root, nftables and conntrack too.
 /// Example: cargo bench --bench compare -- --rounds 3 --only cached --only miss
 #[derive(Parser)]
 #[command(name = "compare")]
@@ -78,9 +86,19 @@ fn main() -> Result<ExitCode> {
     ensure!(cores.server != cores.load, "the server and the load need a core each");
     sys::pin(&[cores.load]).context("cannot run on the load's core")?;
 
+    let mut cases = arguments.only.clone();
+    if cases.is_empty() {
+        cases.extend(Case::value_variants().iter().filter(|case| !case.is_over_veth()));
+    }
+    let over_veth = cases.iter().filter(|case| case.is_over_veth()).count();
+    ensure!([0, cases.len()].contains(&over_veth), "the cases over veth run on a node, without the others");
+    // Before anything has an address.
+    let node = if over_veth > 0 { Some(Node::enter()?) } else { None };
+
     let directory = tempfile::Builder::new().prefix("compare-").tempdir()?;
     let misses = MISSES_PER_SECOND * arguments.seconds as usize;
     let mut bed = Bed::new(directory.path(), misses, &[cores.load])?;
+    bed.node = node;
     let (mix, distinct) = (bed.inputs.mix.questions.len(), bed.inputs.distinct.questions.len());
     let about = about(&arguments, mix, distinct);
     if !arguments.json {
@@ -89,9 +107,8 @@ fn main() -> Result<ExitCode> {
         }
     }
 
-    let cases = if arguments.only.is_empty() { Case::value_variants() } else { &arguments.only };
     let mut all = Vec::new();
-    for &case in cases {
+    for case in cases {
         let results = rounds(case, &mut bed, cores, &arguments);
         if !arguments.json {
             print!("{results}");

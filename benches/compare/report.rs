@@ -26,6 +26,11 @@ pub(crate) enum Metric {
     Idle,
     Loaded,
     Start,
+    Both,
+    Client,
+    Machine,
+    Softirq,
+    Entries,
 }
 
 impl Metric {
@@ -47,16 +52,24 @@ impl Metric {
             Self::Idle => "idle RSS MiB",
             Self::Loaded => "RSS MiB, 10,000 entries",
             Self::Start => "start ms",
+            Self::Both => "agent+client us/query",
+            Self::Client => "client us/query",
+            Self::Machine => "machine us/query",
+            Self::Softirq => "softirq us/query",
+            Self::Entries => "conntrack entries",
         }
     }
 
     fn decimals(self) -> usize {
         match self {
             Self::Cpu | Self::User | Self::System | Self::Segments | Self::Writes => 2,
+            Self::Both | Self::Client | Self::Machine | Self::Softirq => 2,
             Self::Idle | Self::Loaded | Self::Resident | Self::Start | Self::InFlight | Self::LesserShare => {
                 1
             }
-            Self::Qps | Self::Busy | Self::Latency | Self::ReplyBytes | Self::Connections => 0,
+            Self::Qps | Self::Busy | Self::Latency | Self::ReplyBytes | Self::Connections | Self::Entries => {
+                0
+            }
         }
     }
 }

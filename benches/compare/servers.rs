@@ -14,8 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::authority::{self, program};
 use crate::echo;
 use crate::mix::{Inputs, KNOWN_NAME, Question, zones};
+use crate::node::Node;
 use crate::process::{Process, free_address};
 use crate::tuned;
+use crate::way::Way;
 
 /// How long a server may take until it answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -31,6 +33,8 @@ pub(crate) enum Kind {
     Unbound,
     Dnsdist,
     Dnsmasq,
+    /// The agent, on the addresses of a node
+    OnNode(Way),
 }
 
 impl Kind {
@@ -43,6 +47,7 @@ impl Kind {
             Self::Unbound => "unbound",
             Self::Dnsdist => "dnsdist",
             Self::Dnsmasq => "dnsmasq",
+            Self::OnNode(way) => way.name(),
         }
     }
 
@@ -50,7 +55,9 @@ impl Kind {
     pub(crate) fn version(self) -> String {
         match self {
             Self::Echo => "the floor: no DNS, replies of the real size".into(),
-            Self::Nodens => version_line(Command::new(env!("CARGO_BIN_EXE_nodens")).arg("--version")),
+            Self::Nodens | Self::OnNode(_) => {
+                version_line(Command::new(env!("CARGO_BIN_EXE_nodens")).arg("--version"))
+            }
             Self::Unbound => version_line(program("unbound").arg("-V")),
             Self::Dnsdist => version_line(program("dnsdist").arg("--version")),
             Self::Dnsmasq => version_line(program("dnsmasq").arg("--version")),
@@ -88,7 +95,10 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server with so many workers on `cpus`, and waits for its first answer.
     pub(crate) fn start(kind: Kind, workers: u32, bed: &Bed, cpus: &[usize]) -> Result<Self> {
-        let (address, admin) = (free_address()?, free_address()?);
+        let (mut address, admin) = (free_address()?, free_address()?);
+        if let Kind::OnNode(way) = kind {
+            address = way.asked();
+        }
         let directory = bed.directory.join(kind.name());
         fs::create_dir_all(&directory)?;
         let command = match kind {
@@ -97,11 +107,17 @@ impl Server {
             Kind::Unbound => tuned::unbound(address, workers, bed.upstream, &directory)?,
             Kind::Dnsdist => tuned::dnsdist(address, bed.upstream, &directory)?,
             Kind::Dnsmasq => tuned::dnsmasq(address, bed.upstream, &directory)?,
+            Kind::OnNode(way) => tuned::nodens_on_node(way, admin, bed.upstream, &directory)?,
         };
         let start = Instant::now();
         let mut process = Process::start(command, cpus, directory.join("log"))?;
         let started_in = first_answer(&mut process, address, start)?;
         Ok(Self { process, address, admin, started_in })
+    }
+
+    /// Lets it leave, with what it has set up.
+    pub(crate) fn leave(mut self) {
+        self.process.terminate();
     }
 
     /// The sum of a metric over its labels, where the server exports metrics.
@@ -162,7 +178,7 @@ fn is_good(query: &[u8], reply: &[u8]) -> bool {
 }
 
 fn client(server: SocketAddr) -> Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(server)?;
     Ok(socket)
 }
@@ -175,6 +191,8 @@ pub(crate) struct Bed {
     pub(crate) inputs: Inputs,
     /// Length and RCODE of the real answers, for the echo server.
     replies: PathBuf,
+    /// Where this process is on one.
+    pub(crate) node: Option<Node>,
 }
 
 impl Bed {
@@ -189,7 +207,7 @@ impl Bed {
         first_answer(&mut authority, upstream, start).context("NSD")?;
         let replies = directory.join("replies");
         fs::write(&replies, real_replies(upstream, &inputs.distinct.questions)?)?;
-        Ok(Self { directory: directory.to_owned(), upstream, authority, inputs, replies })
+        Ok(Self { directory: directory.to_owned(), upstream, authority, inputs, replies, node: None })
     }
 
     pub(crate) fn upstream_port(&self) -> u16 {

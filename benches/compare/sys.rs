@@ -86,6 +86,34 @@ pub(crate) fn process_cpu(pid: u32) -> io::Result<Duration> {
     Ok(Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0)))
 }
 
+/// CPU time of the calling thread, and of all children that have been waited for.
+pub(crate) fn client_cpu() -> io::Result<Duration> {
+    let mut sum = Duration::ZERO;
+    for who in [libc::RUSAGE_THREAD, libc::RUSAGE_CHILDREN] {
+        // SAFETY: a C structure of numbers, for which zero is a value.
+        let mut usage: libc::rusage = unsafe { mem::zeroed() };
+        // SAFETY: `usage` is valid for writing.
+        check(unsafe { libc::getrusage(who, &mut usage) })?;
+        for time in [usage.ru_utime, usage.ru_stime] {
+            sum += Duration::from_secs(time.tv_sec.cast_unsigned());
+            sum += Duration::from_micros(time.tv_usec.cast_unsigned());
+        }
+    }
+    Ok(sum)
+}
+
+/// Puts the calling thread, and what it starts from now on, into a new network namespace.
+pub(crate) fn new_network() -> io::Result<()> {
+    // SAFETY: unshare takes a number only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
+/// Puts the calling thread, and what it starts from now on, into a network namespace.
+pub(crate) fn enter_network(namespace: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: setns takes numbers only.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}
+
 /// Length of a clock tick as /proc counts them.
 pub(crate) fn tick() -> Duration {
     // SAFETY: sysconf takes a number and returns one.
@@ -198,12 +226,13 @@ impl Epoll {
         check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) }).map(drop)
     }
 
-    /// Waits until some sockets can be read, and puts their descriptors into `ready`.
-    pub(crate) fn wait(&self, ready: &mut Vec<RawFd>) -> io::Result<()> {
+    /// Waits until some sockets can be read, or for so long, and puts their descriptors into `ready`.
+    pub(crate) fn wait(&self, ready: &mut Vec<RawFd>, limit: Duration) -> io::Result<()> {
+        let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
         // SAFETY: pointer and count describe `events`.
         let count = check(unsafe {
-            libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), BATCH as libc::c_int, -1)
+            libc::epoll_wait(self.0.as_raw_fd(), events.as_mut_ptr(), BATCH as libc::c_int, milliseconds)
         })?;
         ready.clear();
         ready.extend(events[..count as usize].iter().map(|event| event.u64 as RawFd));

@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use crate::authority::program;
 use crate::mix::KNOWN_NAME;
+use crate::way::Way;
 
 /// This program, as the floor.
 pub(crate) fn echo(address: SocketAddr, workers: u32, replies: &Path) -> Result<Command> {
@@ -27,11 +28,23 @@ pub(crate) fn nodens(
     upstream: SocketAddr,
     directory: &Path,
 ) -> Result<Command> {
+    nodens_with(&format!("listen: [\"{address}\"]\nworkers: {workers}\n"), admin, upstream, directory)
+}
+
+/// The same with one worker, where its address is one of its node.
+pub(crate) fn nodens_on_node(
+    way: Way,
+    admin: SocketAddr,
+    upstream: SocketAddr,
+    directory: &Path,
+) -> Result<Command> {
+    nodens_with(&format!("{}workers: 1\n", way.keys()), admin, upstream, directory)
+}
+
+fn nodens_with(keys: &str, admin: SocketAddr, upstream: SocketAddr, directory: &Path) -> Result<Command> {
     let config = format!(
-        "listen: [\"{address}\"]
-admin: \"{admin}\"
+        "{keys}admin: \"{admin}\"
 control: {}/control.sock
-workers: {workers}
 zones:
   - match: [\".\"]
     upstream: {{ servers: [\"tcp://{upstream}\"] }}

@@ -90,7 +90,7 @@ impl Listening {
 
     fn try_at(&self, place: Place) -> io::Result<SocketAddr> {
         let subject = place.addr.to_string();
-        let opened = self.sockets(place).and_then(|listeners| self.serve(listeners));
+        let opened = self.sockets(place).and_then(|(listeners, shared)| self.serve(listeners, shared));
         match &opened {
             Ok(_) => {
                 self.readiness.has(Step::Listen, &subject);
@@ -100,12 +100,13 @@ impl Listening {
         opened
     }
 
-    /// Those of the parent; where it has none they are opened, and it keeps them from then on.
-    fn sockets(&self, place: Place) -> io::Result<Listeners> {
+    /// Those of the parent, which an agent before this one may still use; where it has none they are opened, and it keeps
+    /// them from then on.
+    fn sockets(&self, place: Place) -> io::Result<(Listeners, bool)> {
         let udp = self.parent.sockets(Type::DGRAM, place.addr);
         let tcp = self.parent.sockets(Type::STREAM, place.addr).pop();
         if !udp.is_empty() {
-            return socket::take(place, udp, tcp);
+            return Ok((socket::take(place, udp, tcp)?, true));
         }
         let opened = socket::open(place, self.manner)?;
         if self.parent.is_there() {
@@ -113,10 +114,10 @@ impl Listening {
             all.push(opened.tcp.as_fd());
             self.parent.keep(parent::SOCKET, &all);
         }
-        Ok(opened)
+        Ok((opened, false))
     }
 
-    fn serve(&self, Listeners { udp, tcp, place }: Listeners) -> io::Result<SocketAddr> {
+    fn serve(&self, Listeners { udp, tcp, place }: Listeners, shared: bool) -> io::Result<SocketAddr> {
         let socket = tokio::net::TcpListener::from_std(tcp)?;
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let udp: Vec<_> = udp.into_iter().map(Arc::new).collect();
@@ -144,20 +145,31 @@ impl Listening {
             clients: Arc::clone(&self.clients),
             stage: self.stage.subscribe(),
         };
-        tokio::spawn(listener.run());
+        let readiness = Arc::clone(&self.readiness);
+        tokio::spawn(async move {
+            // Until our own rules know them, connections to a ClusterIP are for the agent whose rules do.
+            if shared && place.intercepted {
+                readiness.ready().await;
+            }
+            listener.run().await;
+        });
         Ok(place.addr)
     }
 
     /// Lets TCP clients go as their answers are sent, and still takes new ones.
-    pub(super) fn finish(&self) {
-        self.stage.send_replace(Stage::Finishing);
+    pub(super) fn finish(&self, stage: Stage) {
+        self.stage.send_replace(stage);
     }
 
-    /// Takes no new work. Returns the threads, each of which notices within
+    /// Takes no more datagrams. Returns the threads, each of which notices within
     /// [`HEARTBEAT`](crate::serve::socket::HEARTBEAT).
-    pub(super) fn stop(&self) -> Vec<JoinHandle<()>> {
+    pub(super) fn stop_datagrams(&self) -> Vec<JoinHandle<()>> {
         self.stop_workers.store(true, Ordering::Relaxed);
-        self.stage.send_replace(Stage::Stopping);
         std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes no more TCP clients, and nothing more from those that are there.
+    pub(super) fn stop_streams(&self) {
+        self.stage.send_replace(Stage::Stopping);
     }
 }

@@ -5,6 +5,7 @@
 //! written as nft(8) writes them, by hand: these few messages are all that is needed, the crate that knows all of
 //! netlink has 227,000 lines, and `nft` itself, a process of its own, could not be the owner.
 
+mod connections;
 mod conntrack;
 mod firewall;
 mod numbers;
@@ -16,6 +17,7 @@ mod words;
 
 use std::io;
 
+pub use connections::{Addresses, Connections};
 pub use conntrack::{Tracked, conntrack};
 pub use firewall::{Firewall, OPENED, Opened};
 pub use rule::{Bits, Chain, Hook, Kind, MANGLE, RAW, Rule};
@@ -72,6 +74,7 @@ fn refusal(step: Option<&Step>, error: io::Error) -> Refusal {
         (None, Some(libc::EINVAL | libc::EOPNOTSUPP)) => Refusal::NoNftables,
         (Some(Step::Table), Some(libc::EAFNOSUPPORT)) => Refusal::NoNftables,
         (Some(Step::Table), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Refusal::NoOwners,
+        (Some(Step::Connections(name)), _) => Refusal::Other(format!("set {name}"), error),
         (Some(Step::Rule(chain)), Some(libc::ENOENT | libc::EOPNOTSUPP)) => {
             Refusal::NoExpression(chain.clone())
         }

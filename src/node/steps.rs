@@ -73,11 +73,11 @@ impl Node {
 
     /// Whether queries to the ClusterIPs are led here now. False if they should be and cannot.
     pub(super) fn decide(&self, state: &mut State, all: bool) -> bool {
-        if self.network.intercept.is_empty() || state.phase == Phase::Leaving {
+        if self.network.intercept.is_empty() || self.readiness.is_draining() {
             return true;
         }
         if !self.readiness.can_answer() {
-            state.phase = Phase::Aside;
+            state.phase = state.phase.without_new();
             let why = "queries to the ClusterIPs of network.intercept are not led here";
             self.readiness.awaits(Step::Intercept, "", why);
             return true;
@@ -86,7 +86,7 @@ impl Node {
             return true;
         }
         let leads = self.may_intercept(state) && self.lead(state);
-        state.phase = if leads { Phase::Intercepting } else { Phase::Aside };
+        state.phase = if leads { Phase::Intercepting } else { state.phase.without_new() };
         leads
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
+use tokio::net::tcp::ReadHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
@@ -27,14 +28,21 @@ const UNREAD: usize = 64 * 1024;
 /// After a failing accept (no file descriptors left) the next try waits.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Of whom no query came for so long, none crosses our goodbye but by bad luck.
+const QUIET: Duration = Duration::from_millis(100);
+/// Who has opened a connection and not asked yet does so within this time, or is in no hurry.
+const SILENT: Duration = Duration::from_secs(1);
+
 /// What is taken from TCP clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// Everything.
     Serving,
-    /// Everything, but whoever has had an answer and awaits none is let go: packets will be led elsewhere soon, where
-    /// nobody knows the connection.
+    /// Everything, but whoever gets an answer and awaits no other is let go with it, and who has asked and is quiet
+    /// (100 ms; who has not asked yet a second) as well. In between the next query would cross our goodbye.
     Finishing,
+    /// The same, and whoever comes is let in by another agent, which shares the listening socket.
+    Sharing,
     /// Nothing more.
     Stopping,
 }
@@ -67,7 +75,7 @@ impl Listener {
                     }
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
-                () = reached(&mut stage, Stage::Stopping) => return,
+                () = reached(&mut stage, Stage::Sharing) => return,
             }
         }
     }
@@ -91,6 +99,7 @@ impl Listener {
             active: Instant::now(),
             has_asked: false,
             finishing: false,
+            parting: false,
             input: Vec::new(),
             output: Vec::new(),
             buffers: 0,
@@ -133,8 +142,10 @@ struct Conversation {
     active: Instant,
     /// Whether a whole query has come.
     has_asked: bool,
-    /// Whether it is let go when it awaits nothing.
+    /// Whether it is let go when the moment is good.
     finishing: bool,
+    /// Whether it is: it awaits nothing.
+    parting: bool,
     input: Vec<u8>,
     output: Vec<u8>,
     /// What is held for both.
@@ -155,9 +166,11 @@ impl Conversation {
         tokio::pin!(timer);
         loop {
             let unread = self.output.len() - written;
-            let finished = done_reading || (self.finishing && self.has_asked && self.input.is_empty());
-            if finished && unread == 0 && self.in_flight == 0 {
-                return Ok(());
+            if (done_reading || self.parting) && unread == 0 && self.in_flight == 0 {
+                if done_reading || !self.has_more(&reader)? {
+                    return Ok(());
+                }
+                continue;
             }
             let next = if self.finishing { Stage::Stopping } else { Stage::Finishing };
             // As in `answer_queries`: what is read must also be taken, or the input would grow.
@@ -170,6 +183,7 @@ impl Conversation {
                     if written == self.output.len() {
                         self.output = Vec::new();
                         written = 0;
+                        self.parting = self.finishing;
                         self.answer_queries()?; // those that waited for room
                     }
                 }
@@ -191,20 +205,43 @@ impl Conversation {
                     self.answer_queries()?;
                 }
                 () = &mut timer => {
-                    let left = self.idle.saturating_sub(self.active.elapsed());
+                    let idle = match (self.finishing, self.has_asked) {
+                        (false, _) => self.idle,
+                        (true, true) => QUIET,
+                        (true, false) => SILENT.min(self.idle),
+                    };
+                    let left = idle.saturating_sub(self.active.elapsed());
                     if left.is_zero() && !self.connected.is_waiting() {
                         return Ok(());
                     }
                     // With queries in flight the client has nothing to do but wait.
-                    let next = if left.is_zero() { self.idle } else { left };
+                    let next = if left.is_zero() { idle } else { left };
                     timer.as_mut().reset(tokio::time::Instant::now() + next);
                 }
                 () = reached(&mut stage, next), if !done_reading => match next {
                     Stage::Stopping => done_reading = true,
-                    _ => self.finishing = true,
+                    _ => {
+                        self.finishing = true;
+                        timer.as_mut().reset(tokio::time::Instant::now());
+                    }
                 },
             }
         }
+    }
+
+    /// Whether queries have come meanwhile, or a part of one, which are taken: a goodbye to unread ones would be a reset.
+    fn has_more(&mut self, reader: &ReadHalf<'_>) -> io::Result<bool> {
+        self.input.reserve(READ);
+        match reader.try_read_buf(&mut self.input) {
+            Ok(0) => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && self.input.is_empty() => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        self.parting = false;
+        self.answer_queries()?;
+        Ok(true)
     }
 
     fn is_active(&mut self, now: Instant) {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::support::servers::OUTSIDE;
+use crate::support::zones::OUTSIDE;
 
 /// Suffixes of the same zone: one is asked for by TCP, the other by UDP.
 pub(crate) const ODD: [&str; 2] = ["tcp.test", "udp.test"];

@@ -251,17 +251,23 @@ fn snapshot(answers: &[Vec<u8>], age: Duration) -> Vec<u8> {
     out.into_inner()
 }
 
-/// What a process leaves to the next: one answer each, and several of different ages.
+/// What a process leaves to the next: one answer each, and several of different ages. And a failure, which none
+/// leaves.
 pub(crate) fn snapshots() -> Vec<Seed> {
     let is_kept = |message: &[u8]| {
-        let key = Key::of_answer([0, 0], message).expect("a question");
-        let answer = Answer::read(message.to_vec(), &key).expect("an answer");
-        !matches!(answer.kind, Kind::Failure(_)) && (answer.kind == Kind::Positive || answer.soa.is_some())
+        let Ok(key) = Key::of_answer([0, 0], message) else { return false };
+        let answer = Answer::read(message.to_vec(), &key);
+        answer.is_ok_and(|answer| match answer.kind {
+            Kind::Positive => true,
+            Kind::NoData | Kind::NxDomain => answer.soa.is_some(),
+            Kind::Failure(_) => false,
+        })
     };
     let mut answers = responses();
+    let failures: Vec<Seed> = answers.extract_if(.., |(name, _)| name == "servfail").collect();
     answers.retain(|(_, message)| message.len() < 1000 && is_kept(message));
     let mut seeds = vec![("none".to_owned(), snapshot(&[], Duration::ZERO))];
-    for (name, message) in &answers {
+    for (name, message) in failures.iter().chain(&answers) {
         seeds.push((name.clone(), snapshot(std::slice::from_ref(message), Duration::from_secs(1))));
     }
     let all: Vec<Vec<u8>> = answers.into_iter().map(|(_, message)| message).collect();

@@ -124,6 +124,47 @@ fn chains_of_iptables_and_of_kube_proxy_are_left_alone_and_the_command_that_help
     });
 }
 
+#[test]
+fn tables_of_iptables_legacy_cannot_be_seen_and_are_named_with_the_commands_that_help() {
+    on_a_node(|| {
+        let at = LISTEN.map(address);
+        let firewall = Firewall::find().expect("a socket");
+        let cannot = |at: &[SocketAddr]| firewall.open_for(at).expect("open").cannot;
+        let legacy = |name: &str, arguments: &[&str]| {
+            let (done, text) = program(name, "iptables", arguments);
+            assert!(done, "{name} {arguments:?}: {text}");
+        };
+        // Nothing is dropped in `nat`.
+        legacy("iptables-legacy", &["-t", "nat", "-A", "OUTPUT", "-p", "icmp", "-j", "ACCEPT"]);
+        assert_eq!(cannot(&at), [] as [&str; 0]);
+        legacy("ip6tables-legacy", &["-P", "INPUT", "DROP"]);
+        assert_eq!(cannot(&at[..1]), [] as [&str; 0], "IPv4 alone");
+        let [said] = &cannot(&at)[..] else { panic!("{:?}", cannot(&at)) };
+        for part in [
+            "ip6tables-legacy",
+            "filter",
+            "ip6tables-legacy -t filter -I INPUT -d fd00:",
+            "UNTRACKED -j ACCEPT",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+        assert!(!said.contains("169.254.20.10"), "{said}");
+        legacy("iptables-legacy", &["-t", "mangle", "-A", "INPUT", "-j", "DROP"]);
+        assert_eq!(cannot(&at).len(), 2);
+        let commands: Vec<String> = cannot(&at)
+            .iter()
+            .filter_map(|said| said.split_once("change it: "))
+            .flat_map(|(_, commands)| commands.split("; "))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(commands.len(), 8, "to and from, in and out, of both families: {commands:?}");
+        for command in commands {
+            let words: Vec<&str> = command.split(' ').collect();
+            legacy(words[0], &words[1..]);
+        }
+    });
+}
+
 /// As those of firewalld since version 2.3.
 #[test]
 fn a_table_with_an_owner_is_left_alone_and_named() {

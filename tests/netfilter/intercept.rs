@@ -1,5 +1,7 @@
 //! Queries to ClusterIPs that are answered here: who is led here, by which mark, and who passes by.
 
+use std::net::SocketAddr;
+
 use nodens::node::netfilter::{Table, tables};
 use nodens::node::rules::{Wanted, chains};
 
@@ -9,7 +11,7 @@ use crate::node::{
 };
 
 /// Has packets with the mark of intercepted queries come to this machine.
-fn lead_here() {
+pub(crate) fn lead_here() {
     for (family, cluster) in ["-4", "-6"].into_iter().zip(CLUSTER.map(address)) {
         let ip = cluster.ip().to_string();
         let rule = [family, "rule", "add", "fwmark", "0x35/0xff", "lookup", "10053", "pref", "100"];
@@ -50,7 +52,18 @@ fn queries_to_cluster_ips_are_answered_here_and_leave_no_entry() {
         let ours = seen.iter().find(|seen| seen.name == table.name()).expect("ours");
         for rule in ours.chains.iter().flat_map(|chain| &chain.rules) {
             assert!(rule.packets.is_some_and(|packets| packets > 0), "{rule:?}");
+            // But for that one that lets our own pass each tells whom it is for, whatever else it looks into.
+            let is_ours = rule.has("accept") && rule.ports.is_empty();
+            let is_for = |at: &SocketAddr| rule.addresses == [at.ip()] && rule.ports == [53];
+            assert!(is_ours || at.iter().any(is_for), "{rule:?}");
         }
+        let looks = |chain: &str| {
+            let chain = ours.chains.iter().find(|seen| seen.name == chain).expect("a chain");
+            ["dynset", "lookup"].map(|name| chain.rules.iter().filter(|rule| rule.has(name)).count())
+        };
+        assert_eq!(looks("intercept_prerouting"), [4, 2]);
+        assert_eq!(looks("intercept_output"), [4, 2]);
+        assert_eq!(looks("intercept_route"), [0, 2]);
     });
 }
 

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use nodens::config::Mark;
-use nodens::node::rules::Wanted;
+use nodens::node::rules::{Kept, Wanted};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::{Namespace, inside, missing, seconds};
@@ -25,11 +25,15 @@ pub(crate) const POD: [&str; 2] = ["10.244.0.2", "fd00:244::2"];
 pub(crate) const MARK: Mark = Mark { intercept: 0x35, own: 0x36, mask: 0xff };
 pub(crate) const PROTOCOLS: [&str; 2] = ["udp", "tcp"];
 
+/// Far more connections than a test has, and longer than it takes.
+pub(crate) const KEPT: Kept = Kept { most: 1_000, silence: Duration::from_secs(60) };
+
 /// Nothing at all.
 pub(crate) const NOTHING: Wanted<'static> = Wanted {
     notrack: &[],
     intercept: &[],
     leaving: &[],
+    kept: KEPT,
     upstream_ports: &BTreeSet::new(),
     never_upstream: &[],
     mark: MARK,
@@ -82,6 +86,11 @@ pub(crate) fn address(text: &str) -> SocketAddr {
 
 /// An agent's sockets, as far as packets matter: whoever says something hears it again. It ends with the process.
 pub(crate) fn listen(at: SocketAddr) {
+    answer(at, |byte| byte);
+}
+
+/// The same with other words.
+pub(crate) fn answer(at: SocketAddr, by: fn(u8) -> u8) {
     let domain = Domain::for_address(at);
     let open = |kind, protocol| {
         let socket = Socket::new(domain, kind, Some(protocol)).expect("socket");
@@ -99,6 +108,7 @@ pub(crate) fn listen(at: SocketAddr) {
     thread::spawn(move || {
         let mut space = [0; 512];
         while let Ok((length, client)) = udp.recv_from(&mut space) {
+            space.iter_mut().for_each(|byte| *byte = by(*byte));
             let _ = udp.send_to(&space[..length], client);
         }
     });
@@ -106,11 +116,14 @@ pub(crate) fn listen(at: SocketAddr) {
     tcp.listen(64).expect("a listener");
     let tcp = TcpListener::from(tcp);
     thread::spawn(move || {
-        let mut space = [0; 512];
         for mut client in tcp.incoming().flatten() {
-            while let Ok(length @ 1..) = client.read(&mut space) {
-                let _ = client.write_all(&space[..length]);
-            }
+            thread::spawn(move || {
+                let mut space = [0; 512];
+                while let Ok(length @ 1..) = client.read(&mut space) {
+                    space.iter_mut().for_each(|byte| *byte = by(*byte));
+                    let _ = client.write_all(&space[..length]);
+                }
+            });
         }
     });
 }
@@ -145,6 +158,14 @@ pub(crate) fn pod_asks(protocol: &str, to: SocketAddr) -> bool {
         "exec 3<>/dev/{protocol}/{ip}/{port} && printf word >&3 && [ \"$(timeout 1 head -c 4 <&3)\" = word ]"
     );
     in_pod("bash", "bash", &["-c", &script]).0
+}
+
+/// A program that will run in the pod.
+#[track_caller]
+pub(crate) fn pod_command(name: &str) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &env::var(NAMED).expect("the pod's namespace"), name]);
+    command
 }
 
 /// Whether a program in the pod ended well, and what it printed.

@@ -1,14 +1,15 @@
 //! The program under test, on the node.
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::Command;
+use std::ops::Add;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use hickory_proto::op::ResponseCode;
 
-use crate::support::{Http, Process, free_port, program, seconds, wait_until};
+pub(crate) use crate::support::{Agent, Home, Settings};
+use crate::support::{ask_udp, free_port, query, seconds, wait_until};
 use crate::topology::Node;
 
 /// The longest TTL of the agents under test, shorter than that of the cluster's DNS: it says who answered.
@@ -19,19 +20,34 @@ pub(crate) const LISTEN: &str = "169.254.20.10";
 /// The same by IPv6.
 pub(crate) const LISTEN6: &str = "fd00:169:254:20::10";
 
-pub(crate) struct Agent {
-    pub(crate) admin: Http,
-    pub(crate) process: Process,
-    // After the process: fields are dropped in this order.
-    _dir: TempDir,
-}
-
 impl Agent {
-    /// Runs with `body` (YAML), and waits until it is ready.
+    /// Runs with these settings, and waits until it is ready.
     #[track_caller]
-    pub(crate) fn start(body: &str) -> Self {
-        let mut agent = Self::launch(body);
+    pub(crate) fn start(settings: &Settings) -> Self {
+        let mut agent = Self::launch(settings);
         agent.wait_until_ready();
+        agent
+    }
+
+    /// As [`Agent::start`], without waiting for anything.
+    #[track_caller]
+    pub(crate) fn launch(settings: &Settings) -> Self {
+        // Another one may be running with the same settings, and has a port of its own for HTTP.
+        Self::launch_at(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port()), settings)
+    }
+
+    /// As [`Agent::launch`], with its HTTP there.
+    #[track_caller]
+    pub(crate) fn launch_at(admin: SocketAddr, settings: &Settings) -> Self {
+        Self::launch_in(Home::new(), &[], Settings { admin, ..settings.clone() })
+    }
+
+    /// Listens on loopback alone, with `body` (YAML), started by another program unless `by` is empty. Waits until it
+    /// answers.
+    #[track_caller]
+    pub(crate) fn on_loopback(by: &[&str], body: &str) -> Self {
+        let mut agent = Self::launch_in(Home::new(), by, Settings::new(&[], body));
+        agent.wait_for_the_start();
         agent
     }
 
@@ -53,26 +69,6 @@ impl Agent {
     /// Code and body of `/ready`; 0 when there is none.
     pub(crate) fn ready(&self) -> (u16, String) {
         self.admin.get("/ready").unwrap_or_default()
-    }
-
-    /// As [`Agent::start`], without waiting for anything.
-    #[track_caller]
-    pub(crate) fn launch(body: &str) -> Self {
-        Self::launch_at(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_port()), body)
-    }
-
-    /// As [`Agent::launch`], with its admin port there.
-    #[track_caller]
-    pub(crate) fn launch_at(admin: SocketAddr, body: &str) -> Self {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let control = dir.path().join("control.sock");
-        let config = dir.path().join("nodens.yaml");
-        let head = format!("admin: \"{admin}\"\ncontrol: {}\n", control.display());
-        fs::write(&config, format!("{head}{body}")).expect("config");
-        let mut command = Command::new(program());
-        command.arg("run").arg("--config").arg(&config);
-        let process = Process::start(command, "util-linux", &dir.path().join("output"));
-        Self { admin: Http { address: admin }, process, _dir: dir }
     }
 
     /// Has it end in the tidy way, and waits for that.
@@ -122,7 +118,23 @@ impl Agent {
 
     /// Queries sent to upstreams by UDP.
     pub(crate) fn sent_by_udp(&self) -> usize {
-        self.admin.count("nodens_upstream_requests_total", &[("transport", "udp")]) as usize
+        self.sent("udp")
+    }
+
+    /// Queries sent to upstreams by a transport (`udp`, `tcp`).
+    pub(crate) fn sent(&self, transport: &str) -> usize {
+        self.admin.count("nodens_upstream_requests_total", &[("transport", transport)]) as usize
+    }
+
+    /// Asks for `count` names that nobody has asked for, one after the other, and expects an answer to each.
+    #[track_caller]
+    pub(crate) fn miss(&self, zone: &str, count: usize) {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        for _ in 0..count {
+            let name = format!("n{}.{zone}.load.test.", NEXT.fetch_add(1, Ordering::Relaxed));
+            let reply = ask_udp(self.address, &query(&name, "A")).expect("a reply");
+            assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "{name}");
+        }
     }
 }
 
@@ -137,14 +149,23 @@ pub(crate) fn zone(servers: &[String]) -> String {
     )
 }
 
-/// A configuration that listens there, with these settings below `network`.
-pub(crate) fn holding(listen: &[SocketAddr], network: &str, zone: &str) -> String {
-    let listen: Vec<_> = listen.iter().map(SocketAddr::to_string).collect();
-    format!("listen: {listen:?}\nnetwork: {{ {network} }}\n{zone}")
+/// Further settings, as YAML.
+impl Add<&str> for Settings {
+    type Output = Self;
+
+    fn add(mut self, more: &str) -> Self {
+        self.body.push_str(more);
+        self
+    }
 }
 
-/// A configuration that holds the usual addresses, spares them connection tracking, and answers for the ClusterIPs.
-pub(crate) fn intercepting(node: &Node, zone: &str) -> String {
+/// Settings to listen there, with these below `network`.
+pub(crate) fn holding(listen: &[SocketAddr], network: &str, zone: &str) -> Settings {
+    Settings::new(listen, &format!("network: {{ {network} }}\n{zone}"))
+}
+
+/// Settings to hold the usual addresses, spare them connection tracking, and answer for the ClusterIPs.
+pub(crate) fn intercepting(node: &Node, zone: &str) -> Settings {
     let ips: Vec<_> = node.cluster_ips().iter().map(|at| at.ip().to_string()).collect();
     let network = format!("address_on: nodelocaldns, notrack: true, intercept: {ips:?}");
     holding(&node.sockets([LISTEN, LISTEN6]), &network, zone)

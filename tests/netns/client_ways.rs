@@ -241,7 +241,7 @@ async fn receive(socket: &UdpSocket) -> Result<Vec<u8>, Error> {
 }
 
 /// RFC 1035 §4.2.2
-fn framed(message: &[u8]) -> Vec<u8> {
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     let length = u16::try_from(message.len()).expect("a short message");
     [&length.to_be_bytes(), message].concat()
 }

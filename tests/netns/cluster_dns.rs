@@ -8,12 +8,15 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::client_ways::question;
-use crate::support::{Process, seconds, wait_until};
+use crate::support::stubs::records;
+use crate::support::{CLUSTER_ZONE, Process, REVERSE_ZONE, seconds, wait_until};
 use crate::topology::{ENDPOINTS, ENDPOINTS6, Families, dns_at};
 
 /// What the cluster's DNS gives for every name below `load.test`, and how long it may be kept. Agents under test
 /// shorten that, so that an answer says who gave it.
 pub(crate) const TTL: u32 = 30;
+/// It listens here as well as on 53.
+pub(crate) const SECOND_PORT: u16 = 5353;
 /// Names `n0.names.test` and so on.
 const NAMES: usize = 3_000;
 
@@ -32,7 +35,7 @@ impl ClusterDns {
         let path = dir.path().display();
         let mut config = String::from("server:\n  server-count: 1\n");
         for address in families.of([ENDPOINTS, ENDPOINTS6]).into_iter().flatten() {
-            let _ = writeln!(config, "  ip-address: {address}@53");
+            let _ = writeln!(config, "  ip-address: {address}@53\n  ip-address: {address}@{SECOND_PORT}");
         }
         let _ = write!(
             config,
@@ -40,9 +43,7 @@ impl ClusterDns {
              xfrdfile: \"{path}/xfrd.state\"\n  zonelistfile: \"{path}/zone.list\"\n  xfrdir: \"{path}\"\n  \
              tcp-count: 2000\n  tcp-query-count: 0\n  tcp-timeout: 30\n  \
              rrl-ratelimit: 0\n  rrl-whitelist-ratelimit: 0\n\
-             remote-control:\n  control-enable: no\n\
-             zone:\n  name: \"test\"\n  zonefile: \"test.zone\"\n\
-             zone:\n  name: \"cluster.local\"\n  zonefile: \"cluster.local.zone\"\n"
+             remote-control:\n  control-enable: no\n"
         );
         let mut zone = format!(
             "$ORIGIN test.\n@ {TTL} IN SOA ns host 1 3600 600 86400 5\n@ {TTL} IN NS ns\nns {TTL} IN A 10.244.0.53\n\
@@ -51,10 +52,13 @@ impl ClusterDns {
         for number in 0..NAMES {
             let _ = writeln!(zone, "n{number}.names {TTL} IN A 10.9.{}.{}", number / 250, number % 250);
         }
+        let (root, names_outside) = records::root_zone();
+        let zones = [("test", &*zone), CLUSTER_ZONE, REVERSE_ZONE, (root, &*names_outside)];
+        for (zone, content) in zones {
+            let _ = write!(config, "zone:\n  name: \"{zone}\"\n  zonefile: \"{zone}.zone\"\n");
+            fs::write(dir.path().join(format!("{zone}.zone")), content).expect("zone file");
+        }
         fs::write(dir.path().join("nsd.conf"), config).expect("nsd.conf");
-        fs::write(dir.path().join("test.zone"), zone).expect("zone file");
-        let cluster = include_str!("../support/cluster.local.zone");
-        fs::write(dir.path().join("cluster.local.zone"), cluster).expect("zone file");
         let probes = families.of([ENDPOINTS[0], ENDPOINTS6[0]]);
         Self { namespace: namespace.to_owned(), process: None, probes, dir }
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
+use crate::cluster_dns::SECOND_PORT;
 use crate::support::{missing, run};
 
 /// A tracked connection, and where its first packet went.
@@ -19,7 +20,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// Tracked connections of `protocol` (`tcp`, `udp`) to port 53, in both families.
+/// Tracked connections of `protocol` (`tcp`, `udp`) to a port of the cluster's DNS, in both families.
 #[track_caller]
 pub(crate) fn entries(protocol: &str) -> Vec<Entry> {
     let of = |family| program("conntrack", "conntrack", &["-L", "-f", family, "-p", protocol]);
@@ -32,10 +33,11 @@ pub(crate) fn entries(protocol: &str) -> Vec<Entry> {
             line: line.to_owned(),
         })
     };
-    text.lines().filter_map(entry).filter(|entry| entry.port == "53").collect()
+    let ports = [53, SECOND_PORT].map(|port| port.to_string());
+    text.lines().filter_map(entry).filter(|entry| ports.contains(&entry.port)).collect()
 }
 
-/// Tracked connections to this address at port 53.
+/// Those to this address.
 #[track_caller]
 pub(crate) fn entries_to(address: &str, protocol: &str) -> Vec<Entry> {
     entries(protocol).into_iter().filter(|entry| entry.destination == address).collect()
@@ -51,6 +53,14 @@ pub(crate) fn forget_connections() {
 #[track_caller]
 pub(crate) fn nft(rules: &str) -> String {
     program("nft", "nftables", &[rules])
+}
+
+/// Whether `nft` cannot carry out what it is given.
+#[track_caller]
+pub(crate) fn nft_refuses(rules: &str) -> bool {
+    let output = run(Command::new("nft").arg(rules))
+        .unwrap_or_else(|error| panic!("{}", missing("nft", "nftables", &error)));
+    !output.status.success()
 }
 
 /// Has `ip` carry out what it is given, and returns what it printed.

@@ -2,7 +2,7 @@
 
 use crate::agent::{AGENT_TTL, Agent, LISTEN, LISTEN6, holding, zone};
 use crate::client::{Way, ask_from};
-use crate::kernel::{entries, entries_to, forget_connections, iptables_rules, nft, tables};
+use crate::kernel::{self, entries, entries_to, forget_connections, iptables_rules, nft, tables};
 use crate::topology::{Families, Firewall, Node, PLACES, Place, Proxy, Topology, on_a_node};
 
 /// Over all places, protocols and families of a topology.
@@ -115,9 +115,33 @@ fn the_chain_is_named_and_left_alone(save: &str) {
     let before = iptables_rules(save);
     let network = "address_on: lo, notrack: true, accept_untracked: true";
     let agent = Agent::start(&holding(&listen, network, &servers));
-    agent.must_log(&["INPUT", "iptables"]);
+    let program = save.strip_suffix("-save").expect("one that saves");
+    agent.must_log(&["INPUT", "iptables", "169.254.20.10"]);
     ask_from(&[Place::Host], listen[0], Way::Udp, 5).iter().for_each(|seen| seen.must_all_have(AGENT_TTL));
+    let seen = ask_from(&[Place::Pod1], listen[0], Way::Udp, 5).remove(0);
+    assert_eq!(seen.lost.len(), 5, "dropped: {seen}");
     assert_eq!(iptables_rules(save), before);
+    // The commands that it names do what they say.
+    for words in named_commands(&agent) {
+        kernel::program(program, "iptables", &words.split(' ').skip(1).collect::<Vec<_>>());
+    }
+    ask_from(&PLACES, listen[0], Way::Udp, 5).iter().for_each(|seen| seen.must_all_have(AGENT_TTL));
+}
+
+/// Those for IPv4, in the log.
+fn named_commands(agent: &Agent) -> Vec<String> {
+    let output = agent.process.output();
+    let line = output.lines().find(|line| line.contains("-I INPUT -d 169.254.20.10 ")).expect("commands");
+    let text = line.split_once("change it: ").expect("commands").1;
+    let text = text.split('"').next().unwrap_or_default();
+    text.split("; ").map(str::to_owned).collect()
+}
+
+/// What is in it cannot be seen from outside of iptables-legacy.
+#[test]
+fn a_firewall_of_iptables_legacy_stays_as_it_is_and_is_named() {
+    let topology = Topology::new(Proxy::IptablesLegacy).guarded(Firewall::DropsUntracked);
+    on_a_node(topology, || the_chain_is_named_and_left_alone("iptables-legacy-save"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the other suites share with this one.
 
+#[path = "../support/datagram.rs"]
+mod datagram;
 #[path = "../support/http.rs"]
 mod http;
 #[path = "../support/namespace.rs"]
@@ -8,11 +10,20 @@ mod namespace;
 mod ports;
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/running.rs"]
+mod running;
+#[path = "../support/stubs.rs"]
+pub(crate) mod stubs;
 #[path = "../support/waiting.rs"]
 mod waiting;
+#[path = "../support/zones.rs"]
+mod zones;
 
+pub(crate) use datagram::{ask_udp, query};
 pub(crate) use http::Http;
 pub(crate) use namespace::{Namespace, inside};
 pub(crate) use ports::{free_port, run};
-pub(crate) use process::{Process, missing, program};
+pub(crate) use process::{Process, missing};
+pub(crate) use running::{Agent, Home, Settings};
 pub(crate) use waiting::{seconds, wait_until};
+pub(crate) use zones::{CLUSTER_ZONE, REVERSE_ZONE};

@@ -10,6 +10,7 @@ use std::sync::{PoisonError, RwLock};
 use crate::cluster_dns::ClusterDns;
 use crate::kernel::forget_connections;
 use crate::kube_proxy;
+use crate::support::stubs::{self, programs};
 use crate::support::{Namespace, inside};
 use crate::topology_links::{self as links, DNS, POD1, POD2};
 
@@ -81,13 +82,15 @@ pub(crate) struct Topology {
     pub(crate) endpoints: usize,
     /// Whether the test sends at a high rate, and runs while no other does.
     pub(crate) alone: bool,
+    /// Whether pods run real stub resolvers.
+    pub(crate) stubs: bool,
 }
 
 impl Topology {
     /// Dual stack, one endpoint, no firewall.
     pub(crate) const fn new(proxy: Proxy) -> Self {
         let (firewall, families) = (Firewall::Open, Families::Dual);
-        Self { proxy, firewall, families, endpoints: 1, alone: false }
+        Self { proxy, firewall, families, endpoints: 1, alone: false, stubs: false }
     }
 
     pub(crate) const fn guarded(self, firewall: Firewall) -> Self {
@@ -104,6 +107,10 @@ impl Topology {
 
     pub(crate) const fn alone(self) -> Self {
         Self { alone: true, ..self }
+    }
+
+    pub(crate) const fn with_stubs(self) -> Self {
+        Self { stubs: true, ..self }
     }
 }
 
@@ -134,6 +141,10 @@ pub(crate) fn on_a_node<F: Fn()>(topology: Topology, body: F) {
     }
     let prepare = |node: &Namespace, command: &mut Command| {
         command.env(NODE, &node.name);
+        if topology.stubs {
+            let libc = |target: &str| ["glibc", "musl"].contains(&target);
+            command.env(programs::DIRECTORY, programs::built(libc));
+        }
         links::make(node, topology.families)
     };
     inside(prepare, body);
@@ -178,6 +189,13 @@ impl Node {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &namespace, program]);
         command
+    }
+
+    /// Has the pods ask these servers, as kubelet writes it into their resolv.conf when they start.
+    #[track_caller]
+    pub(crate) fn set_cluster_dns(&self, servers: &[SocketAddr]) {
+        let servers: Vec<_> = servers.iter().map(SocketAddr::ip).collect();
+        [POD1, POD2].iter().for_each(|pod| stubs::write_files(&name(pod), &servers));
     }
 
     /// Changes how many endpoints the cluster's DNS has, as kube-proxy does when pods come and go.

@@ -40,7 +40,7 @@ pub(crate) fn make(node: &Namespace, families: Families) -> Vec<Namespace> {
     // The other end of the uplink is here too, so that the link is up.
     let mut script = String::from("link add uplink type veth peer name router\nlink set router up\n");
     for [address, _] in families.of(NODE) {
-        let _ = writeln!(script, "address add {address} dev uplink");
+        let _ = writeln!(script, "address add {address} dev uplink{}", at_once(address));
     }
     script.push_str("link set uplink up\n");
     for [_, router] in families.of(NODE) {
@@ -49,7 +49,7 @@ pub(crate) fn make(node: &Namespace, families: Families) -> Vec<Namespace> {
     for ((name, addresses), pod) in PODS.iter().zip(&pods) {
         let _ = writeln!(script, "link add {name} type veth peer name eth0 netns {}", pod.name);
         for gateway in families.of(GATEWAYS) {
-            let _ = writeln!(script, "address add {} dev {name}", host(gateway));
+            let _ = writeln!(script, "address add {} dev {name}{}", host(gateway), at_once(gateway));
         }
         let _ = writeln!(script, "link set {name} up");
         for address in families.of(*addresses).into_iter().flatten() {
@@ -60,7 +60,7 @@ pub(crate) fn make(node: &Namespace, families: Families) -> Vec<Namespace> {
     for ((_, addresses), pod) in PODS.iter().zip(&pods) {
         let mut script = String::new();
         for address in families.of(*addresses).into_iter().flatten() {
-            let _ = writeln!(script, "address add {} dev eth0", host(address));
+            let _ = writeln!(script, "address add {} dev eth0{}", host(address), at_once(address));
         }
         script.push_str("link set eth0 up\n");
         for gateway in families.of(GATEWAYS) {
@@ -69,6 +69,12 @@ pub(crate) fn make(node: &Namespace, families: Families) -> Vec<Namespace> {
         batch(pod, &script);
     }
     pods.into()
+}
+
+/// What an IPv6 address needs besides so that nobody has to wait before it can be bound: until the link is seen to be up,
+/// which takes a busy machine a while, the kernel has not begun to find out whether it is somebody else's.
+fn at_once(address: &str) -> &'static str {
+    if address.contains(':') { " nodad" } else { "" }
 }
 
 /// The address alone, as a prefix.

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use crate::agent::{AGENT_TTL, Agent, LISTEN, holding, zone};
+use crate::agent::{AGENT_TTL, Agent, LISTEN, Settings, holding, zone};
 use crate::client::{Way, ask_from};
 use crate::kernel::ip;
 use crate::support::{free_port, seconds, wait_until};
@@ -34,7 +34,7 @@ fn works(agent: &mut Agent) {
     }
 }
 
-fn config(network: &str, server: &str) -> String {
+fn config(network: &str, server: &str) -> Settings {
     holding(&[dns_at(LISTEN)], network, &zone(&[server.to_owned()]))
 }
 

@@ -51,7 +51,7 @@ fn a_kill_loses_what_is_in_flight_and_nothing_else() {
             "it did not stay up:\n{}",
             keep.process.output()
         );
-        seen.must_lose_what_was_in_flight_alone(&events);
+        seen.must_lose_what_was_in_flight_alone(&events, &events);
         assert!(seen.slowest_ms() <= bound_ms(100, 1_000), "{} ms", seen.slowest_ms());
         assert!(after.1[1] <= before.1[1] + 512, "memory of keep, KiB: {before:?} {after:?}");
     });

@@ -127,6 +127,14 @@ impl Events {
         spans
     }
 
+    /// The latest events before that time, and how long before.
+    fn latest(&self, at_us: u64) -> String {
+        let before: Vec<_> = self.0.iter().filter(|(_, at)| *at <= at_us + SPAN_US).collect();
+        let text =
+            |(what, at): &&(String, u64)| format!("{what} {:+} ms", (at_us as i64 - *at as i64) / 1_000);
+        before.iter().rev().take(3).map(text).collect::<Vec<_>>().join(", ")
+    }
+
     /// Whether what was sent then was on its way when one of these happened.
     fn has_about(&self, sent_us: u64) -> bool {
         self.0.iter().any(|(_, at)| (at.saturating_sub(BEFORE_US)..at + AFTER_US).contains(&sent_us))
@@ -162,14 +170,16 @@ impl Seen {
         assert_eq!(self.reset, 0, "connections reset");
     }
 
-    /// Only what was on its way at one of the events was lost. A hit is that for some microseconds, if the agent is not
+    /// Only what was on its way at one of the events that excuse it was lost. A hit is that for some microseconds, if the agent is not
     /// behind with its work: so there is none on a quiet machine.
     #[track_caller]
-    pub(crate) fn must_lose_what_was_in_flight_alone(&self, events: &Events) {
+    pub(crate) fn must_lose_what_was_in_flight_alone(&self, excuses: &Events, events: &Events) {
         assert!(!is_strict() || self.lost(Kind::Hit) == 0, "{} hits lost", self.lost(Kind::Hit));
         for (kind, tally) in &self.tallies {
-            let others: Vec<_> = tally.lost.iter().filter(|lost| !events.has_about(lost.at_us)).collect();
-            assert!(others.is_empty(), "{kind:?} lost at other times: {others:?}");
+            let others = tally.lost.iter().filter(|lost| !excuses.has_about(lost.at_us));
+            let others: Vec<_> =
+                others.map(|lost| format!("{}: {}", lost.why, events.latest(lost.at_us))).collect();
+            assert!(others.is_empty(), "{kind:?} lost at other times: {others:#?}");
         }
     }
 

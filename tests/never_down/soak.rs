@@ -163,7 +163,7 @@ fn a_random_mix_of_events_loses_only_what_is_in_flight_at_kills() {
         let seen = load.finish();
         eprint!("{}", seen.report("soak", &events));
         eprintln!("  descriptors of keep and agent, their RssAnon in KiB: {before:?}, then {after:?}");
-        seen.must_lose_what_was_in_flight_alone(&soak.excuses);
+        seen.must_lose_what_was_in_flight_alone(&soak.excuses, &events);
         // The cache may have come, and a question of the watchdog's be on its way.
         assert!(after.0[0] <= before.0[0] + 3, "descriptors of keep: {before:?} {after:?}");
         assert!(after.0[1] <= before.0[1] + 16, "descriptors of the agent: {before:?} {after:?}");

@@ -27,7 +27,7 @@ fn stopped(watchdog_s: u64, times: usize) {
     thread::sleep(seconds(1));
     let seen = load.finish();
     eprint!("{}", seen.report(&format!("worker SIGSTOP, watchdog {watchdog_s} s"), &events));
-    seen.must_lose_what_was_in_flight_alone(&events);
+    seen.must_lose_what_was_in_flight_alone(&events, &events);
     let bound = watchdog_s * 1_000 + bound_ms(100, 1_500);
     assert!(seen.slowest_ms() <= bound, "{} ms", seen.slowest_ms());
 }

@@ -29,7 +29,7 @@ fn a_reload_reads_files_that_only_root_may_read() {
     let (first, second) = (only_for_root(&home, "first.pem"), only_for_root(&home, "second.pem"));
     fs::write(&home.config, "").expect("config");
     fs::set_permissions(&home.config, Permissions::from_mode(0o600)).expect("a file of ours");
-    let agent = Agent::start(home, &[], &[], &zone_with(&first));
+    let mut agent = Agent::start(home, &[], &[], &zone_with(&first));
     assert_eq!(agent.capabilities(), Sets::only(0));
     agent.reload(&zone_with(&second), "ok");
     assert!(agent.answers());
@@ -44,7 +44,7 @@ fn a_configuration_of_another_user_is_read_once_and_said_to_be() {
     fs::write(&home.config, "").expect("config");
     fs::set_permissions(&home.config, Permissions::from_mode(0o600)).expect("a file of ours");
     chown(&home.config, Some(NOBODY), Some(NOBODY)).expect("root");
-    let agent = Agent::start(home, &[], &[], "");
+    let mut agent = Agent::start(home, &[], &[], "");
     let output = agent.process.output();
     assert!(output.contains("cannot be read again for a reload"), "{output}");
     agent.reload("log: { level: debug }\n", "failed");

@@ -10,6 +10,8 @@ mod namespace;
 mod ports;
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/running.rs"]
+mod running;
 #[path = "../support/waiting.rs"]
 mod waiting;
 
@@ -17,5 +19,6 @@ pub(crate) use datagram::{ask_udp, query};
 pub(crate) use http::Http;
 pub(crate) use namespace::inside;
 pub(crate) use ports::{free_port, run};
-pub(crate) use process::{Process, program};
+pub(crate) use process::program;
+pub(crate) use running::{Agent, Home, Settings};
 pub(crate) use waiting::{seconds, wait_until};

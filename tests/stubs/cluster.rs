@@ -7,9 +7,9 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::namespace::ADDRESS;
+use crate::support::stubs::records;
 use crate::support::{
-    CLUSTER_ZONE, Http, Nsd, OUTSIDE, Process, REVERSE_ZONE, Unbound, ask_udp, program, query, seconds,
-    wait_until,
+    CLUSTER_ZONE, Http, Nsd, Process, REVERSE_ZONE, Unbound, ask_udp, program, query, seconds, wait_until,
 };
 
 pub(crate) struct Cluster {
@@ -26,11 +26,8 @@ impl Cluster {
     /// The cluster's DNS knows the names outside as well, so that it answers ExternalNames with the CNAME
     /// and its target's addresses, as CoreDNS does.
     pub(crate) fn start() -> Self {
-        let outside = format!(
-            "$ORIGIN com.\n@ 60 IN SOA ns.com. host.com. 1 3600 600 86400 60\n@ 60 IN NS ns.com.\n{}\n",
-            OUTSIDE.join("\n")
-        );
-        Self::before(Nsd::start(&[CLUSTER_ZONE, REVERSE_ZONE, ("com", &outside)]), "")
+        let (root, outside) = records::root_zone();
+        Self::before(Nsd::start(&[CLUSTER_ZONE, REVERSE_ZONE, (root, &outside)]), "")
     }
 
     /// The cluster's DNS knows its own zones alone.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use crate::cluster::Cluster;
 use crate::names::{assert_found, clients};
 use crate::namespace::in_a_namespace;
-use crate::records;
-use crate::stub::{Client, STUBS, Said, Stub};
 use crate::support::seconds;
+use crate::support::stubs::records;
+use crate::support::stubs::{Client, STUBS, Said, Stub};
 
 /// Whether all failed as `kind` says of each.
 #[track_caller]

@@ -1,18 +1,19 @@
 //! Names as programs in pods write them.
 
+use std::process::Command;
 use std::time::Duration;
 
 use crate::cluster::Cluster;
 use crate::namespace::in_a_namespace;
-use crate::records;
-use crate::stub::{Client, STUBS, Said};
+use crate::support::stubs::records;
+use crate::support::stubs::{Client, STUBS, Said};
 
 /// Sooner than the first repetition of any stub resolver here but JNDI's (musl: 2.5 s).
 pub(crate) const AT_ONCE: Duration = Duration::from_millis(2400);
 
 /// Every client, started.
 pub(crate) fn clients() -> impl Iterator<Item = Client> {
-    STUBS.iter().map(Client::start)
+    STUBS.iter().map(|stub| Client::start(stub, |program| Command::new(program)))
 }
 
 /// Whether it found exactly `expected`, without waiting.

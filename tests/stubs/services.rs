@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 use crate::names::{assert_failed, assert_found, clients};
 use crate::namespace::in_a_namespace;
-use crate::records;
+use crate::support::stubs::records;
 
 #[test]
 fn service_records_are_found_with_all_targets() {

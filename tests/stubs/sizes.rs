@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::cluster::Cluster;
 use crate::names::{assert_found, clients};
 use crate::namespace::in_a_namespace;
-use crate::records;
+use crate::support::stubs::records;
 
 /// 40 addresses: more than 512 bytes, less than 1,232.
 const BIG: &str = "big.default.svc.cluster.local.";

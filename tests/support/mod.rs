@@ -9,11 +9,12 @@ mod datagram;
 mod http;
 mod ports;
 mod process;
-pub(crate) mod servers;
+mod servers;
 mod tools;
 mod upstream;
 mod waiting;
 mod wire;
+pub(crate) mod zones;
 
 pub(crate) use agent::{Agent, Demo, Launch, nodens};
 pub(crate) use crowd::{Bystander, Crowd, datagrams_from, source, stream_from};

@@ -9,23 +9,8 @@ use hickory_proto::op::ResponseCode;
 use tempfile::TempDir;
 
 use super::process::Process;
+use super::zones::{CLUSTER_ZONE, OUTSIDE, REVERSE_ZONE};
 use super::{ask_udp, free_port, query, seconds, wait_until};
-
-/// The cluster's forward zone: every kind of record that Kubernetes publishes (DNS-Based Service
-/// Discovery, version 1.1.0), and names whose lifetimes and sizes tests need.
-pub(crate) const CLUSTER_ZONE: (&str, &str) = ("cluster.local", include_str!("cluster.local.zone"));
-/// PTR records of services and endpoints.
-pub(crate) const REVERSE_ZONE: (&str, &str) = ("10.in-addr.arpa", include_str!("reverse.zone"));
-
-/// The names outside the cluster that the tests know, one zone-file line each.
-pub(crate) const OUTSIDE: [&str; 6] = [
-    "my.database.example.com. 60 IN A 203.0.113.7",
-    "www.example.com. 60 IN A 203.0.113.80",
-    "www.example.com. 60 IN AAAA 2001:db8::80",
-    "alias.example.com. 60 IN CNAME www.example.com.",
-    "example.com. 60 IN MX 10 mail.example.com.",
-    "example.com. 60 IN TXT \"v=spf1 -all\"",
-];
 
 /// An authoritative server with the zones it was given.
 pub(crate) struct Nsd {

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::super::netlink::Packet;
+use super::connections::Connections;
 use super::numbers::{
     BITWISE_DREG, BITWISE_LEN, BITWISE_MASK, BITWISE_SREG, BITWISE_XOR, CMP_DATA, CMP_OP, CMP_SREG, CT_DREG,
     CT_KEY, DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, IMMEDIATE_DATA, IMMEDIATE_DREG, LIST_ELEM,
@@ -10,8 +11,9 @@ use super::numbers::{
     SOCKET_KEY, SOCKET_MARK, VERDICT_CODE,
 };
 
-/// The one register that these rules use: each value is compared as soon as it is loaded.
-const REGISTER: i32 = libc::NFT_REG_1;
+/// The one register that these rules use, since each value is compared as soon as it is loaded. What a set knows a
+/// connection by begins there and takes more.
+pub(super) const REGISTER: i32 = libc::NFT_REG_1;
 /// linux/netfilter/nf_conntrack_common.h, `NF_CT_STATE_UNTRACKED_BIT`.
 const UNTRACKED: u32 = 1 << 6;
 
@@ -87,6 +89,8 @@ pub struct Bits {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Rule {
     pub(super) expressions: Packet,
+    /// What it looks into and changes.
+    pub(super) connections: Option<Connections>,
 }
 
 impl Rule {
@@ -113,7 +117,9 @@ impl Rule {
             packet.attribute(CT_KEY, &libc::NFT_CT_STATE.to_be_bytes());
             packet.attribute(CT_DREG, &REGISTER.to_be_bytes());
         };
-        self.expression("ct", load).bitwise(UNTRACKED, 0).compare(libc::NFT_CMP_NEQ, &[0; 4])
+        self.expression("ct", load)
+            .bitwise(UNTRACKED.to_ne_bytes(), [0; 4])
+            .compare(libc::NFT_CMP_NEQ, &[0; 4])
     }
 
     /// The transport protocol is this, `IPPROTO_UDP` for one.
@@ -178,7 +184,9 @@ impl Rule {
             packet.attribute(META_KEY, &libc::NFT_META_MARK.to_be_bytes());
             packet.attribute(META_SREG, &REGISTER.to_be_bytes());
         };
-        self.load_meta(libc::NFT_META_MARK).bitwise(!mask, value & mask).expression("meta", store)
+        self.load_meta(libc::NFT_META_MARK)
+            .bitwise((!mask).to_ne_bytes(), (value & mask).to_ne_bytes())
+            .expression("meta", store)
     }
 
     /// In a table of both families the family has to be known before the header can be read.
@@ -204,27 +212,32 @@ impl Rule {
 
     /// What stands there in a header is this.
     fn payload(self, header: i32, offset: u32, value: &[u8]) -> Self {
-        let load = |packet: &mut Packet| {
-            packet.attribute(PAYLOAD_DREG, &REGISTER.to_be_bytes());
-            packet.attribute(PAYLOAD_BASE, &header.to_be_bytes());
-            packet.attribute(PAYLOAD_OFFSET, &offset.to_be_bytes());
-            packet.attribute(PAYLOAD_LEN, &(value.len() as u32).to_be_bytes());
-        };
-        self.expression("payload", load).equals(value)
+        self.load_payload(header, offset, value.len() as u32, REGISTER).equals(value)
     }
 
-    fn bits(self, Bits { value, mask }: Bits) -> Self {
-        self.bitwise(mask, 0).equals(&value.to_ne_bytes())
+    /// So many bytes of a header go into a register.
+    pub(super) fn load_payload(self, header: i32, offset: u32, length: u32, register: i32) -> Self {
+        self.expression("payload", |packet| {
+            packet.attribute(PAYLOAD_DREG, &register.to_be_bytes());
+            packet.attribute(PAYLOAD_BASE, &header.to_be_bytes());
+            packet.attribute(PAYLOAD_OFFSET, &offset.to_be_bytes());
+            packet.attribute(PAYLOAD_LEN, &length.to_be_bytes());
+        })
     }
 
     /// Marks and states are numbers of the machine: they are the only values here in its byte order.
-    fn bitwise(self, and: u32, xor: u32) -> Self {
+    fn bits(self, Bits { value, mask }: Bits) -> Self {
+        self.bitwise(mask.to_ne_bytes(), [0; 4]).equals(&value.to_ne_bytes())
+    }
+
+    /// What is in the register becomes what both have of it, and then what just one has of it and of the other.
+    pub(super) fn bitwise<const N: usize>(self, and: [u8; N], xor: [u8; N]) -> Self {
         self.expression("bitwise", |packet| {
             packet.attribute(BITWISE_SREG, &REGISTER.to_be_bytes());
             packet.attribute(BITWISE_DREG, &REGISTER.to_be_bytes());
-            packet.attribute(BITWISE_LEN, &4u32.to_be_bytes());
-            packet.nest(BITWISE_MASK, |data| data.attribute(DATA_VALUE, &and.to_ne_bytes()));
-            packet.nest(BITWISE_XOR, |data| data.attribute(DATA_VALUE, &xor.to_ne_bytes()));
+            packet.attribute(BITWISE_LEN, &(N as u32).to_be_bytes());
+            packet.nest(BITWISE_MASK, |data| data.attribute(DATA_VALUE, &and));
+            packet.nest(BITWISE_XOR, |data| data.attribute(DATA_VALUE, &xor));
         })
     }
 
@@ -232,7 +245,7 @@ impl Rule {
         self.compare(libc::NFT_CMP_EQ, value)
     }
 
-    fn compare(self, operation: i32, value: &[u8]) -> Self {
+    pub(super) fn compare(self, operation: i32, value: &[u8]) -> Self {
         self.expression("cmp", |packet| {
             packet.attribute(CMP_SREG, &REGISTER.to_be_bytes());
             packet.attribute(CMP_OP, &operation.to_be_bytes());
@@ -240,7 +253,7 @@ impl Rule {
         })
     }
 
-    fn expression(mut self, name: &str, fill: impl FnOnce(&mut Packet)) -> Self {
+    pub(super) fn expression(mut self, name: &str, fill: impl FnOnce(&mut Packet)) -> Self {
         self.expressions.nest(LIST_ELEM, |packet| {
             packet.text(EXPR_NAME, name);
             packet.nest(EXPR_DATA, fill);

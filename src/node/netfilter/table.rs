@@ -7,7 +7,7 @@ use super::super::netlink::{Attributes, Packet, Reply, Socket};
 use super::numbers::{CHAIN_NAME, CHAIN_TABLE, CHAIN_USE};
 use super::rule::Chain;
 use super::seen;
-use super::transaction::{Batch, Message, replacement};
+use super::transaction::{Batch, Message, Taken, replacement};
 use super::{FAMILY, Family, Refusal, family, nftables, refusal};
 
 /// A table's name begins like this; the number of its netlink socket comes next.
@@ -31,8 +31,7 @@ pub struct Table {
     name: String,
     socket: Socket,
     ownership: Ownership,
-    /// The chains that the kernel has taken, with how many rules each.
-    chains: Vec<(&'static str, usize)>,
+    taken: Taken,
 }
 
 impl Table {
@@ -57,14 +56,15 @@ impl Table {
     pub fn open_as(ownership: Ownership) -> Result<Self, Refusal> {
         let socket = open()?;
         let name = format!("{PREFIX}{}", port(&socket)?);
-        let table = Self { name, socket, ownership, chains: Vec::new() };
+        let table = Self { name, socket, ownership, taken: Taken::default() };
         // Who had this number before us may have left a table without an owner.
         table.commit(&[Message::add_table(Ownership::Ourselves), Message::DeleteTable])?;
         Ok(table)
     }
 
     /// Has the kernel take these chains instead of those before, all or none; without chains there is no table. A
-    /// chain that stays keeps its place, and a packet finds either its old rules in there or its new ones.
+    /// chain that stays keeps its place, and a packet finds either its old rules in there or its new ones. Connections
+    /// that were kept in mind are so as long as a rule looks for them.
     ///
     /// # Errors
     /// [`Refusal`]; what was there is as it was.
@@ -72,9 +72,9 @@ impl Table {
         if chains.is_empty() {
             return self.remove();
         }
-        let messages = replacement(self.ownership, &self.chains, chains);
+        let messages = replacement(self.ownership, &self.taken, chains);
         self.commit(&messages)?;
-        self.chains = chains.iter().map(|chain| (chain.name, chain.rules.len())).collect();
+        self.taken = Taken::of(chains);
         Ok(())
     }
 
@@ -84,7 +84,7 @@ impl Table {
     /// [`Refusal`]; it is as it was.
     pub fn remove(&mut self) -> Result<(), Refusal> {
         self.commit(&[Message::add_table(self.ownership), Message::DeleteTable])?;
-        self.chains.clear();
+        self.taken = Taken::default();
         Ok(())
     }
 
@@ -99,20 +99,20 @@ impl Table {
     }
 
     /// Whether the kernel still has every chain that it was given, with as many rules. Counted are references to a
-    /// chain; nobody else refers to these.
+    /// chain; nobody else refers to these. A set of connections cannot go while a rule looks into it.
     ///
     /// # Errors
     /// [`Refusal`]
     pub fn is_there(&self) -> Result<bool, Refusal> {
         let mut packet = Packet::default();
-        for (at, (chain, _)) in self.chains.iter().enumerate() {
+        for (at, (chain, _)) in self.taken.chains.iter().enumerate() {
             packet.message(nftables(libc::NFT_MSG_GETCHAIN), 0, at as u32 + 1, |packet| {
                 packet.raw(&family(libc::NFPROTO_INET, 0));
                 packet.text(CHAIN_TABLE, &self.name);
                 packet.text(CHAIN_NAME, chain);
             });
         }
-        if self.chains.is_empty() {
+        if self.taken.chains.is_empty() {
             return Ok(true);
         }
         let explain = |error| refusal(None, error);
@@ -123,11 +123,11 @@ impl Table {
                 Some(error) => return Err(explain(error)),
                 None => {}
             }
-            let wanted = self.chains.get((sequence as usize).wrapping_sub(1));
+            let wanted = self.taken.chains.get((sequence as usize).wrapping_sub(1));
             let rules = Attributes::behind(FAMILY, &body).word(CHAIN_USE).map(|rules| rules as usize);
             found += usize::from(wanted.is_some_and(|(_, wanted)| rules == Some(*wanted)));
         }
-        Ok(found == self.chains.len())
+        Ok(found == self.taken.chains.len())
     }
 
     fn commit(&self, messages: &[Message<'_>]) -> Result<(), Refusal> {
@@ -142,7 +142,7 @@ impl Table {
 impl Drop for Table {
     fn drop(&mut self) {
         // The kernel does it for a table that it owns, as soon as the socket closes.
-        if self.ownership == Ownership::Ourselves && !self.chains.is_empty() {
+        if self.ownership == Ownership::Ourselves && !self.taken.chains.is_empty() {
             let _ = self.remove();
         }
     }

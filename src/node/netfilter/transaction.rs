@@ -3,9 +3,10 @@
 use std::io;
 
 use super::super::netlink::{Packet, Socket};
+use super::connections::Connections;
 use super::numbers::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_TABLE, CHAIN_TYPE, HOOK_NUMBER, HOOK_PRIORITY, RULE_CHAIN,
-    RULE_EXPRESSIONS, RULE_TABLE, TABLE_F_OWNER, TABLE_FLAGS, TABLE_NAME,
+    RULE_EXPRESSIONS, RULE_TABLE, SET_NAME, SET_TABLE, TABLE_F_OWNER, TABLE_FLAGS, TABLE_NAME,
 };
 use super::rule::{Chain, Rule};
 use super::table::Ownership;
@@ -15,6 +16,7 @@ use super::{Refusal, family, nftables, refusal};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     Table,
+    Connections(&'static str),
     Chain(String),
     Rule(String),
 }
@@ -81,6 +83,10 @@ pub(super) enum Message<'a> {
     },
     /// With all that is in it.
     DeleteTable,
+    /// What is there already stays, with the connections in it.
+    AddConnections(Connections),
+    /// Only when no rule looks into it any more.
+    DeleteConnections(Connections),
     /// What is there already stays.
     AddChain(&'a Chain),
     /// A chain of this name, whatever it is.
@@ -101,6 +107,7 @@ impl Message<'_> {
     fn step(&self) -> Step {
         match self {
             Self::AddTable { .. } | Self::DeleteTable => Step::Table,
+            Self::AddConnections(set) | Self::DeleteConnections(set) => Step::Connections(set.name),
             Self::AddChain(Chain { name, .. }) | Self::AddName(name) | Self::DeleteChain(name) => {
                 Step::Chain((*name).to_owned())
             }
@@ -122,6 +129,19 @@ impl Message<'_> {
             Self::DeleteTable => batch.add(self.step(), libc::NFT_MSG_DELTABLE, none, family, |packet| {
                 packet.text(TABLE_NAME, table);
             }),
+            Self::AddConnections(set) => {
+                // Each message has a number of its own.
+                let number = batch.steps.len() as u32 + 1;
+                batch.add(self.step(), libc::NFT_MSG_NEWSET, create, family, |packet| {
+                    set.define(table, number, packet);
+                });
+            }
+            Self::DeleteConnections(set) => {
+                batch.add(self.step(), libc::NFT_MSG_DELSET, none, family, |packet| {
+                    packet.text(SET_TABLE, table);
+                    packet.text(SET_NAME, set.name);
+                });
+            }
             Self::AddChain(Chain { name, kind, hook, priority, .. }) => {
                 batch.add(self.step(), libc::NFT_MSG_NEWCHAIN, create, family, |packet| {
                     packet.text(CHAIN_TABLE, table);
@@ -159,31 +179,63 @@ impl Message<'_> {
     }
 }
 
+/// What the kernel has taken.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// The chains, with how many rules each.
+    pub(super) chains: Vec<(&'static str, usize)>,
+    /// What their rules look into.
+    pub(super) connections: Vec<Connections>,
+}
+
+impl Taken {
+    /// What of these chains there is when the kernel has taken them.
+    pub(super) fn of(chains: &[Chain]) -> Self {
+        let mut taken = Self::default();
+        for chain in chains {
+            taken.chains.push((chain.name, chain.rules.len()));
+            for set in chain.rules.iter().filter_map(|rule| rule.connections) {
+                if !taken.connections.contains(&set) {
+                    taken.connections.push(set);
+                }
+            }
+        }
+        taken
+    }
+}
+
 /// The steps from what is there to `wanted`, whatever others have taken away meanwhile: a chain of before that is no
-/// longer wanted is added before it is deleted.
-pub(super) fn replacement<'a>(
-    ownership: Ownership,
-    before: &[(&'static str, usize)],
-    wanted: &'a [Chain],
-) -> Vec<Message<'a>> {
+/// longer wanted is added before it is deleted. Connections that are still looked for stay kept in mind.
+pub(super) fn replacement<'a>(ownership: Ownership, before: &Taken, wanted: &'a [Chain]) -> Vec<Message<'a>> {
     let mut messages = vec![Message::add_table(ownership)];
+    let connections = Taken::of(wanted).connections;
+    messages.extend(connections.iter().copied().map(Message::AddConnections));
     for chain in wanted {
         messages.push(Message::AddChain(chain));
         messages.push(Message::Flush(chain.name));
         messages.extend(chain.rules.iter().map(|rule| Message::AddRule(chain.name, rule)));
     }
-    let gone = before.iter().filter(|(name, _)| wanted.iter().all(|chain| chain.name != *name));
+    let gone = before.chains.iter().filter(|(name, _)| wanted.iter().all(|chain| chain.name != *name));
     messages.extend(gone.flat_map(|(name, _)| [Message::AddName(name), Message::DeleteChain(name)]));
+    let gone = before.connections.iter().filter(|set| !connections.contains(set));
+    messages.extend(gone.flat_map(|&set| [Message::AddConnections(set), Message::DeleteConnections(set)]));
     messages
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::connections::Addresses;
     use super::super::rule::{Hook, Kind, RAW};
     use super::*;
 
+    fn set(name: &'static str) -> Connections {
+        Connections { name, addresses: Addresses::V6, most: 9, silence: Duration::from_secs(1) }
+    }
+
     fn chain(name: &'static str) -> Chain {
-        let rules = vec![Rule::default().protocol(17).notrack(), Rule::default().notrack()];
+        let rules = vec![Rule::default().protocol(17).notrack(), Rule::default().known(set("kept"))];
         Chain { name, kind: Kind::Filter, hook: Hook::Output, priority: RAW, rules }
     }
 
@@ -191,18 +243,21 @@ mod tests {
     fn every_message_of_a_transaction_is_known_by_its_number() {
         let chains = [chain("output"), chain("prerouting")];
         let mut batch = Batch::default();
-        for message in replacement(Ownership::Kernel, &[("old", 3), ("output", 1)], &chains) {
+        let before =
+            Taken { chains: vec![("old", 3), ("output", 1)], connections: vec![set("gone"), set("kept")] };
+        for message in replacement(Ownership::Kernel, &before, &chains) {
             message.add("t", &mut batch);
         }
         let chain = |name: &str| Step::Chain(name.to_owned());
         let rule = |name: &str| Step::Rule(name.to_owned());
         let (output, prerouting) = (rule("output"), rule("prerouting"));
         let wanted = [
-            [Step::Table, chain("output")].to_vec(),
+            [Step::Table, Step::Connections("kept"), chain("output")].to_vec(),
             vec![output; 3],
             vec![chain("prerouting")],
             vec![prerouting; 3],
             vec![chain("old"), chain("old")],
+            vec![Step::Connections("gone"); 2],
         ];
         assert_eq!(batch.steps, wanted.concat());
     }
