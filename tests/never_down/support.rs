@@ -13,14 +13,20 @@ mod namespace;
 mod ports;
 #[path = "../support/process.rs"]
 mod process;
+#[path = "../support/stubs.rs"]
+#[expect(dead_code, reason = "nothing here but queries of our own")]
+pub(crate) mod stubs;
 #[path = "../support/waiting.rs"]
 mod waiting;
+#[path = "../support/zones.rs"]
+mod zones;
 
 pub(crate) use http::Http;
 pub(crate) use namespace::{Namespace, inside};
 pub(crate) use ports::run;
 pub(crate) use process::{Process, missing, program};
 pub(crate) use waiting::{seconds, wait_until};
+pub(crate) use zones::{CLUSTER_ZONE, REVERSE_ZONE};
 
 /// Queries by UDP in a second, where `NEVER_RATE` says nothing: a debug build on two busy cores takes them.
 const RATE: u64 = 2_000;
