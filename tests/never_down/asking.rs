@@ -11,6 +11,8 @@ use crate::client::{HOT, Order, PATIENCE, fault, question};
 use crate::seen::{Book, Kind};
 use crate::support::PODS;
 
+/// Answers that may wait for the client, bytes.
+const ROOM: usize = 4 << 20;
 const TURN: Duration = Duration::from_millis(1);
 
 /// A query on its way.
@@ -46,8 +48,10 @@ pub(crate) fn ask_by_udp(order: &Order, book: &Book, begun: fn(), longest: Durat
         }
         done.store(true, Ordering::Relaxed);
     });
-    for (_, pending) in &ports {
+    for (socket, pending) in &ports {
         give_up(pending, book, |_| true);
+        let (_, drops) = nodens::sys::queue_of(socket).expect("what the socket had no room for");
+        book.write(|seen| seen.client_drops += u64::from(drops));
     }
 }
 
@@ -55,6 +59,8 @@ fn open(order: &Order, port: usize) -> UdpSocket {
     let socket = UdpSocket::bind((order.source(port), 0)).expect("a socket");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
     socket.connect(order.server).expect("a route");
+    // What has waited for an agent is answered all at once.
+    nodens::sys::force_receive_buffer(&socket, ROOM).expect("CAP_NET_ADMIN");
     socket
 }
 
