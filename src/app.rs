@@ -312,7 +312,6 @@ impl Agent {
         self.parent.tell(parent::STOPPING);
         let (finish, deadline) = (Instant::now() + FINISH, Instant::now() + DRAIN);
         let replaced = end == End::Replaced;
-        let others_answer = replaced || self.node.intercepts();
         if replaced {
             // Whoever asks for pages from now on is the other's.
             self.pages.abort();
@@ -321,11 +320,7 @@ impl Agent {
             self.node.withdraw();
             tokio::time::sleep(SETTLE).await;
         }
-        match end {
-            End::Replaced => self.listening.finish(Stage::Sharing),
-            End::Last if self.node.intercepts() => self.listening.finish(Stage::Finishing),
-            End::Last => self.listening.stop_streams(),
-        }
+        self.listening.finish(if replaced { Stage::Sharing } else { Stage::Finishing });
         let workers = self.listening.stop_datagrams();
         // Each notices within HEARTBEAT; joined elsewhere, so that flights go on meanwhile.
         let joined = tokio::task::spawn_blocking(move || {
@@ -337,7 +332,7 @@ impl Agent {
             tracing::warn!("a worker did not end");
         }
         // Last, so that whoever was about to connect when the rules went still is.
-        self.wait_for(finish, || others_answer && self.listening.clients.count() > 0).await;
+        self.wait_for(finish, || self.listening.clients.count() > 0).await;
         self.listening.stop_streams();
         let is_busy = || self.resolver.flights.waiting() > 0 || self.listening.clients.count() > 0;
         self.wait_for(deadline, is_busy).await;

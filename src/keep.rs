@@ -9,32 +9,31 @@
 
 mod child;
 mod handover;
+mod held;
 mod plan;
 mod relay;
+mod visitors;
 mod watchdog;
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::Signal;
-use socket2::{SockRef, Socket, Type};
+use socket2::Socket;
 
-use crate::parent::{self, CACHE, SOCKET};
-use crate::serve::socket::{self, Manner};
+use crate::parent;
 use crate::sys;
 use child::{Child, Ended};
-use handover::{DRAIN, Door, GONE, Previous, STANDBY, Wish};
+use handover::{DRAIN, GONE, Previous, STANDBY, Wish};
+use held::Held;
 pub use plan::Plan;
 use plan::Refused;
-use relay::{Relay, Sockets};
+use relay::Relay;
+use visitors::Visitors;
 use watchdog::Watchdog;
 
 /// A child that has lived this long has come up; one that dies sooner died young.
@@ -49,29 +48,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LEAVE: Duration = Duration::from_secs(7);
 /// How long the child of a successor may take to be ready; it waits up to 10 s for an upstream.
 const TAKE_OVER: Duration = Duration::from_secs(30);
-/// How long a child may take to write its cache down.
-const WRITE: Duration = Duration::from_secs(1);
-/// Descriptors that are kept for the child. All of them go into one message (unix(7), SCM_MAX_FD).
-const HELD: usize = 250;
 /// EX_CONFIG of sysexits.h.
 const BAD_CONFIG: u8 = 78;
 /// The pause after a failure of the system that should not be, such as no memory for a process.
 const TROUBLE: Duration = Duration::from_millis(500);
-/// Visitors at a time: a successor, and those who have been replaced and wait.
-const VISITORS: usize = 8;
-
-/// A descriptor that outlives the child.
-#[derive(Debug)]
-struct Held {
-    name: String,
-    descriptor: OwnedFd,
-}
-
-impl Held {
-    fn socket(&self) -> Option<(Type, SocketAddr)> {
-        parent::bound(&SockRef::from(&self.descriptor)).filter(|_| self.name != CACHE)
-    }
-}
 
 /// What happens.
 #[derive(Debug)]
@@ -84,14 +64,6 @@ enum State {
     Pausing(Instant),
     /// A successor does the work.
     Standby(Socket),
-}
-
-/// Somebody at the door, who may be a successor.
-#[derive(Debug)]
-struct Visitor {
-    socket: Socket,
-    /// It gets everything as soon as the child has written its cache down, and at the latest then.
-    waits: Option<Instant>,
 }
 
 struct Keep {
@@ -107,8 +79,7 @@ struct Keep {
     passed: u64,
     watchdog: Watchdog,
     relay: Option<Relay>,
-    door: Option<Door>,
-    visitors: Vec<Visitor>,
+    visitors: Visitors,
     /// Whom we take over from, and until when.
     previous: Option<(Previous, Instant)>,
 }
@@ -121,9 +92,10 @@ pub fn keep(arguments: Vec<OsString>) -> ExitCode {
         Err(Refused::Because(error)) => return fail(&format!("its plan cannot be had: {error}")),
     };
     let sockets: usize = plan.places.iter().map(|(_, workers)| workers + 1).sum();
-    if sockets >= HELD {
+    let most = held::MOST;
+    if sockets >= most {
         say(&format!(
-            "{sockets} sockets are more than {HELD}: fewer workers, or fewer addresses to listen at"
+            "{sockets} sockets are more than {most}: fewer workers, or fewer addresses to listen at"
         ));
         return ExitCode::from(BAD_CONFIG);
     }
@@ -147,8 +119,7 @@ impl Keep {
             passed: 0,
             watchdog,
             relay: None,
-            door: None,
-            visitors: Vec::new(),
+            visitors: Visitors::default(),
             previous: None,
         }
     }
@@ -156,10 +127,10 @@ impl Keep {
     fn run(mut self) -> io::Result<ExitCode> {
         use Signal as S;
         let signals = sys::signals(&[S::CHILD, S::TERM, S::INT, S::HUP, S::USR1].map(S::as_raw))?;
-        self.take_over();
-        self.open_missing();
+        self.take_over()?;
+        held::open_missing(&mut self.held, &self.plan);
         if self.previous.is_none() {
-            self.open_door();
+            self.visitors.open(&self.plan.handover);
         }
         loop {
             if let Some(code) = self.act() {
@@ -188,52 +159,31 @@ impl Keep {
     }
 
     /// Takes what a previous `keep` holds, if there is one.
-    fn take_over(&mut self) {
-        let Some(previous) = Previous::find(&self.plan.handover) else { return };
+    ///
+    /// # Errors
+    /// When it gives nothing though it is there. Two that do not know of each other would lose queries.
+    fn take_over(&mut self) -> io::Result<()> {
+        let Some(previous) = Previous::find(&self.plan.handover) else { return Ok(()) };
         match previous.receive() {
             Ok(held) => {
-                self.held = held.into_iter().filter_map(|held| self.wanted(held)).collect();
+                self.held = held::chosen(held, &self.plan);
                 say(&format!("taking over {} descriptors from the previous one", self.held.len()));
                 self.previous = Some((previous, Instant::now() + TAKE_OVER));
             }
-            Err(error) => say(&format!("the previous one gives nothing, and goes on beside us: {error}")),
-        }
-    }
-
-    /// Sockets that the plan has, and a copy of the cache: the original is the previous agent's to write.
-    fn wanted(&self, held: Held) -> Option<Held> {
-        if held.name == CACHE {
-            return copy(&held.descriptor).ok().map(|descriptor| Held { name: held.name, descriptor });
-        }
-        let at = held.socket()?.1;
-        self.plan.places.iter().any(|(place, _)| place.addr == at).then_some(held)
-    }
-
-    /// Opens what the plan has and nobody gave us. What cannot be opened is left to the child, which tries again and
-    /// gives it to us.
-    fn open_missing(&mut self) {
-        let there: Vec<SocketAddr> = self.held.iter().filter_map(Held::socket).map(|(_, at)| at).collect();
-        for &(place, workers) in self.plan.places.iter().filter(|(place, _)| !there.contains(&place.addr)) {
-            let manner = Manner { workers, buffer: self.plan.receive_buffer, early: true };
-            match socket::open(place, manner) {
-                Ok(listeners) => {
-                    let udp = listeners.udp.into_iter().map(OwnedFd::from);
-                    let all = udp.chain([OwnedFd::from(listeners.tcp)]);
-                    self.held.extend(all.map(|descriptor| Held { name: SOCKET.to_owned(), descriptor }));
-                }
-                Err(error) => say(&format!("{error}: left to the agent")),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                say("the previous one hangs: its agent may go on beside ours");
             }
-        }
-    }
-
-    fn open_door(&mut self) {
-        match Door::open(&self.plan.handover) {
-            Ok(door) => self.door = Some(door),
+            Err(error)
+                if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset].contains(&error.kind()) =>
+            {
+                say("the previous one ends, or is another user's");
+            }
             Err(error) => {
-                let path = self.plan.handover.display();
-                say(&format!("the next one will lose queries: keep.handover: {path}: {error}"));
+                let why = format!("the previous one goes on, and gives us nothing: {error}: end it first");
+                return Err(io::Error::new(error.kind(), why));
             }
         }
+        Ok(())
     }
 
     /// Does what is due.
@@ -243,11 +193,7 @@ impl Keep {
             State::Pausing(until) if now >= *until => self.start(),
             State::Ending(child, until, _) if now >= *until => child.signal(Signal::KILL),
             State::Running(child) if now >= self.watchdog.due() => {
-                let udp = self
-                    .held
-                    .iter()
-                    .filter(|held| held.socket().is_some_and(|(kind, _)| kind == Type::DGRAM));
-                if let Some(why) = self.watchdog.look(udp.map(|held| &held.descriptor)) {
+                if let Some(why) = self.watchdog.look(held::udp(&self.held)) {
                     say(&format!("the agent {} {why}: it is killed", child.pid()));
                     child.signal(Signal::KILL);
                 }
@@ -258,14 +204,7 @@ impl Keep {
             self.pass_on(Signal::KILL);
             return Some(fail("the agent is not ready: the previous one goes on"));
         }
-        let waiting =
-            self.visitors.iter_mut().filter(|visitor| visitor.waits.is_some_and(|until| now >= until));
-        for visitor in waiting {
-            visitor.waits = None;
-            if let Err(error) = handover::give(&visitor.socket, &self.held) {
-                say(&format!("the next one gets nothing: {error}"));
-            }
-        }
+        self.visitors.serve(&self.held);
         None
     }
 
@@ -289,7 +228,7 @@ impl Keep {
 
     /// Waits until something is due or happens.
     fn wait(&self, signals: &OwnedFd) -> io::Result<()> {
-        let mut due: Vec<Instant> = self.visitors.iter().filter_map(|visitor| visitor.waits).collect();
+        let mut due: Vec<Instant> = self.visitors.due().into_iter().collect();
         let mut events = vec![PollFd::new(signals, PollFlags::IN)];
         match &self.state {
             State::Running(child) => {
@@ -303,9 +242,7 @@ impl Keep {
             due.extend(Some(*until).filter(|_| !self.ready));
             events.push(PollFd::new(&previous.socket, PollFlags::IN));
         }
-        events.extend(self.visitors.iter().map(|visitor| PollFd::new(&visitor.socket, PollFlags::IN)));
-        let door = self.door.as_ref().filter(|_| self.visitors.len() < VISITORS).map(Door::descriptor);
-        events.extend(door.iter().map(|door| PollFd::new(door, PollFlags::IN)));
+        self.visitors.watch(&mut events);
         let left = due.into_iter().min().map(|due| due.saturating_duration_since(Instant::now()));
         let left =
             left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
@@ -374,15 +311,7 @@ impl Keep {
         if self.relay.is_some() || self.plan.relay.is_empty() {
             return;
         }
-        let mut sockets = Sockets { udp: Vec::new(), tcp: Vec::new() };
-        for held in &self.held {
-            match (held.socket(), held.descriptor.try_clone()) {
-                (Some((Type::DGRAM, _)), Ok(copy)) => sockets.udp.push(copy.into()),
-                (Some((Type::STREAM, _)), Ok(copy)) => sockets.tcp.push(copy.into()),
-                _ => {}
-            }
-        }
-        match Relay::start(sockets, self.plan.relay.clone()) {
+        match Relay::start(held::copies(&self.held), self.plan.relay.clone()) {
             Ok(relay) => {
                 say(&format!("the agent does not stay up: queries are passed on to {:?}", self.plan.relay));
                 self.relay = Some(relay);
@@ -401,14 +330,8 @@ impl Keep {
             match words.as_str() {
                 parent::WATCHDOG => self.watchdog.heard(),
                 parent::READY if !self.ready => self.is_ready(),
-                parent::WRITTEN => {
-                    let now = Instant::now();
-                    self.visitors
-                        .iter_mut()
-                        .filter_map(|visitor| visitor.waits.as_mut())
-                        .for_each(|until| *until = now);
-                }
-                _ if words.starts_with(parent::STORE) => self.store(&words, descriptors),
+                parent::WRITTEN => self.visitors.written(),
+                _ if words.starts_with(parent::STORE) => held::store(&mut self.held, &words, descriptors),
                 _ => {}
             }
         }
@@ -427,19 +350,7 @@ impl Keep {
                 say("the previous one has gone already");
             }
         }
-        if self.door.is_none() {
-            self.open_door();
-        }
-    }
-
-    fn store(&mut self, words: &str, descriptors: Vec<OwnedFd>) {
-        let name = parent::fields(words).get("FDNAME").copied().unwrap_or(SOCKET).to_owned();
-        if name == CACHE {
-            self.held.retain(|held| held.name != CACHE);
-        }
-        let room = HELD.saturating_sub(self.held.len());
-        let new = descriptors.into_iter().take(room);
-        self.held.extend(new.map(|descriptor| Held { name: name.clone(), descriptor }));
+        self.visitors.open(&self.plan.handover);
     }
 
     /// Lets visitors in, and does what they wish.
@@ -455,29 +366,13 @@ impl Keep {
         {
             self.previous = None;
         }
-        while self.visitors.len() < VISITORS
-            && let Some(socket) = self.door.as_ref().and_then(Door::welcome)
-        {
-            self.visitors.push(Visitor { socket, waits: None });
-        }
-        for at in (0..self.visitors.len()).rev() {
-            match handover::wish(&self.visitors[at].socket) {
-                None | Some(Wish::Standby) => {}
-                Some(Wish::Everything) => {
-                    let is_written = match &self.state {
-                        State::Running(child) => child.tell(parent::WRITE).is_ok(),
-                        _ => false,
-                    };
-                    let until = Instant::now() + if is_written { WRITE } else { Duration::ZERO };
-                    self.visitors[at].waits = Some(until);
-                }
-                Some(Wish::Drain) => {
-                    let successor = self.visitors.swap_remove(at).socket;
-                    self.drain(successor);
-                }
-                // What it had been given it has lost, and we have never stopped.
-                Some(Wish::Gone | Wish::Odd) => drop(self.visitors.swap_remove(at)),
-            }
+        let state = &self.state;
+        let successor = self.visitors.hear(|| match state {
+            State::Running(child) => child.tell(parent::WRITE).is_ok(),
+            _ => false,
+        });
+        if let Some(successor) = successor {
+            self.drain(successor);
         }
     }
 
@@ -485,7 +380,7 @@ impl Keep {
         let now = Instant::now();
         say("the next one is ready: the agent leaves");
         self.relay = None;
-        self.door = None;
+        self.visitors.close();
         self.state = match std::mem::replace(&mut self.state, State::Pausing(now)) {
             State::Running(child) | State::Ending(child, ..) => {
                 let _ = child.tell(parent::REPLACED);
@@ -517,24 +412,8 @@ impl Keep {
         }
         say("the next one has gone: the agent is started again");
         self.state = State::Pausing(Instant::now());
-        self.open_missing();
-        self.open_door();
-    }
-}
-
-/// A copy of what is in a memory, in one of our own.
-fn copy(memory: &OwnedFd) -> io::Result<OwnedFd> {
-    let from = File::from(memory.try_clone()?);
-    let to = File::from(memfd_create(CACHE, MemfdFlags::CLOEXEC)?);
-    let (mut chunk, mut at) = (vec![0; 64 * 1024], 0);
-    loop {
-        match from.read_at(&mut chunk, at)? {
-            0 => return Ok(to.into()),
-            length => {
-                to.write_all_at(&chunk[..length], at)?;
-                at += length as u64;
-            }
-        }
+        held::open_missing(&mut self.held, &self.plan);
+        self.visitors.open(&self.plan.handover);
     }
 }
 

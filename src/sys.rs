@@ -308,6 +308,22 @@ pub fn queue_of(socket: &impl AsRawFd) -> io::Result<(u32, u32)> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok((values[WAITING], values[DROPS])) }
 }
 
+/// The user of the process at the other end of a unix socket, as it was when it connected (unix(7), SO_PEERCRED). Its number
+/// is not asked for: one in another PID namespace has none.
+///
+/// # Errors
+/// The system's own.
+pub fn peer_user(socket: &impl AsRawFd) -> io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut length = size_of_val(&peer) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, all of which belong to `peer`, which is plain data.
+    let done = unsafe {
+        let peer = std::ptr::from_mut(&mut peer).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, peer, &mut length)
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(peer.uid) }
+}
+
 /// The descriptors from 3 on that this process was started with (sd_listen_fds(3)), kept from its own children; `None` for
 /// one that is not open. All are given away by the first call, and none by another.
 pub fn inherit(count: usize) -> Vec<Option<OwnedFd>> {

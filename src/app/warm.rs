@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -19,6 +20,12 @@ use crate::resolve::Resolver;
 const PERIOD: Duration = Duration::from_secs(10);
 /// Writing may take this part of the time.
 const SHARE: u32 = 200;
+
+/// How long the first query waits for the cache where another agent answers meanwhile, and where none does.
+const BESIDE_ANOTHER: Duration = Duration::from_secs(1);
+const ALONE: Duration = Duration::from_millis(30);
+/// So often it is looked whether the cache was flushed.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Where the cache is written down.
 #[derive(Debug)]
@@ -38,30 +45,50 @@ pub(super) struct Warm {
 
 impl Warm {
     /// Reads what was written down, and goes on from there. `None` if the configuration wants none of it, or nobody would
-    /// hold it.
+    /// hold it. What is large is read on while queries are answered.
     pub(super) fn start(config: &Config, parent: &Parent, resolver: &Arc<Resolver>) -> Option<Arc<Self>> {
-        let place = match &config.keep.cache {
+        let (place, before) = match &config.keep.cache {
             KeepCache::Off => return None,
-            KeepCache::Path(path) => {
-                if let Ok(file) = File::open(path) {
-                    read(file, config.cache.size, resolver);
-                }
-                Place::Path(path.clone())
-            }
-            KeepCache::Memory => Place::Memory(memory(parent, config.cache.size, resolver)?),
+            KeepCache::Path(path) => (Place::Path(path.clone()), File::open(path).ok()),
+            KeepCache::Memory => memory(parent)?,
         };
         // What is written of an entry is smaller than what the cache reckons for it.
         let warm =
             Self { resolver: Arc::clone(resolver), budget: config.cache.size, place: Mutex::new(place) };
         let warm = Arc::new(warm);
+        if let Some(before) = before {
+            let first = parent.counts().is_some_and(|(restarts, _)| restarts == 0);
+            warm.restore(before, if first { BESIDE_ANOTHER } else { ALONE });
+        }
         tokio::spawn(Arc::clone(&warm).keep_on());
         Some(warm)
+    }
+
+    /// Reads what is there on a thread of its own, and returns when that is done, or after this time.
+    fn restore(self: &Arc<Self>, before: File, patience: Duration) {
+        let (done, is_done) = mpsc::channel();
+        let warm = Arc::clone(self);
+        let read = move || {
+            // Nothing is written meanwhile: it would be less than what is there.
+            let _place = warm.place.lock().unwrap_or_else(PoisonError::into_inner);
+            read(before, warm.budget, &warm.resolver);
+            // Nobody may wait any more.
+            let _ = done.send(());
+        };
+        match thread::Builder::new().name("restore".into()).spawn(read) {
+            Ok(_) => drop(is_done.recv_timeout(patience)),
+            Err(error) => tracing::warn!(%error, "the cache of before cannot be read"),
+        }
     }
 
     async fn keep_on(self: Arc<Self>) {
         let mut pause = PERIOD;
         loop {
-            tokio::time::sleep(pause).await;
+            let (written, epoch) = (Instant::now(), self.resolver.cache.epoch());
+            // What was flushed must not come back.
+            while written.elapsed() < pause && self.resolver.cache.epoch() == epoch {
+                tokio::time::sleep(LOOK).await;
+            }
             let warm = Arc::clone(&self);
             let began = Instant::now();
             // On a thread of its own: clients do not wait for it.
@@ -112,14 +139,13 @@ impl Warm {
     }
 }
 
-/// The memory that the parent has kept, or new one, for it to keep.
-fn memory(parent: &Parent, budget: u64, resolver: &Arc<Resolver>) -> Option<File> {
+/// The memory that the parent has kept, with what is in it, or new one, for it to keep.
+fn memory(parent: &Parent) -> Option<(Place, Option<File>)> {
     if let Some(file) = parent.cache() {
-        match file.try_clone() {
-            Ok(copy) => read(copy, budget, resolver),
-            Err(error) => tracing::warn!(%error, "the cache of before cannot be read"),
-        }
-        return Some(file);
+        let before = file
+            .try_clone()
+            .inspect_err(|error| tracing::warn!(%error, "the cache of before cannot be read"));
+        return Some((Place::Memory(file), before.ok()));
     }
     if !parent.is_there() {
         return None;
@@ -127,7 +153,7 @@ fn memory(parent: &Parent, budget: u64, resolver: &Arc<Resolver>) -> Option<File
     match memfd_create(CACHE, MemfdFlags::CLOEXEC) {
         Ok(descriptor) => {
             parent.keep(CACHE, &[descriptor.as_fd()]);
-            Some(descriptor.into())
+            Some((Place::Memory(descriptor.into()), None))
         }
         Err(error) => {
             tracing::warn!(%error, "no memory for the cache beyond this process: the next start is cold");

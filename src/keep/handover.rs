@@ -20,11 +20,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::socket_peercred;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::Held;
-use crate::parent;
+use crate::{parent, sys};
 
 /// The version of this protocol.
 const VERSION: &str = "NODENS_HANDOVER=1";
@@ -32,7 +31,7 @@ pub(super) const DRAIN: &str = "NODENS_DRAIN=1";
 pub(super) const GONE: &str = "NODENS_GONE=1";
 pub(super) const STANDBY: &str = "NODENS_STANDBY=1";
 /// How long the previous one may take: its agent writes the cache down meanwhile.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Those who wait for their turn or for our end.
 const BACKLOG: i32 = 8;
 
@@ -70,9 +69,8 @@ impl Door {
     /// Whoever has come, if it is the same user.
     pub(super) fn welcome(&self) -> Option<Socket> {
         let (visitor, _) = self.socket.accept().ok()?;
-        let theirs = socket_peercred(&visitor).ok()?.uid;
-        let same = theirs == rustix::process::geteuid();
-        same.then_some(visitor)
+        let theirs = sys::peer_user(&visitor).ok()?;
+        (theirs == rustix::process::geteuid().as_raw()).then_some(visitor)
     }
 }
 
@@ -133,6 +131,9 @@ impl Previous {
     pub(super) fn receive(&self) -> io::Result<Vec<Held>> {
         parent::send(&self.socket, VERSION, &[])?;
         let (words, descriptors) = self.wait(Instant::now() + PATIENCE)?;
+        if words.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let fields = parent::fields(&words);
         if !words.starts_with(VERSION) {
             let what = format!("it speaks another version of the protocol: {words:?}");

@@ -18,7 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::sys;
 
-/// So often the agent is asked.
+/// So often the agent is asked, and four times as often as it may be silent.
 const ASK: Duration = Duration::from_secs(1);
 /// So often answers are looked for.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
@@ -33,13 +33,24 @@ const QUESTION: &[u8] = b"\0\0\x01\0\0\x01\0\0\0\0\0\0\x06_probe\x06nodens\x07in
 /// What is known of one way to ask.
 #[derive(Debug, Default)]
 struct Way {
-    /// When the last question that was answered was asked.
-    answered: Option<Instant>,
+    /// There was an answer, since this agent started.
+    has_answered: bool,
+    /// Since when there is a question without one, to this or a later one.
+    waits_since: Option<Instant>,
 }
 
 impl Way {
+    fn asked(&mut self, now: Instant) {
+        self.waits_since.get_or_insert(now);
+    }
+
+    fn answered(&mut self) {
+        *self = Self { has_answered: true, waits_since: None };
+    }
+
     fn is_silent(&self, now: Instant, patience: Duration) -> bool {
-        self.answered.is_some_and(|answered| now.saturating_duration_since(answered) >= patience)
+        let long = |since| now.saturating_duration_since(since) >= patience;
+        self.has_answered && self.waits_since.is_some_and(long)
     }
 }
 
@@ -47,7 +58,6 @@ impl Way {
 #[derive(Debug)]
 struct Stream {
     stream: TcpStream,
-    asked: Instant,
     sent: bool,
 }
 
@@ -116,7 +126,8 @@ impl Watchdog {
         }
         self.take_answers();
         let verdict = self.verdict(now);
-        if now.saturating_duration_since(self.asked) >= ASK {
+        // Some questions before one is judged by.
+        if now.saturating_duration_since(self.asked) >= ASK.min(self.patience / 4) {
             self.asked = now;
             self.ask(now);
         }
@@ -140,12 +151,12 @@ impl Watchdog {
             && let Ok(length) = socket.recv(&mut answer)
         {
             if is_answer(&answer[..length]) {
-                self.udp.answered = Some(self.asked);
+                self.udp.answered();
             }
         }
         for mut stream in std::mem::take(&mut self.streams) {
             match stream.go_on() {
-                Ok(true) => self.tcp.answered = self.tcp.answered.max(Some(stream.asked)),
+                Ok(true) => self.tcp.answered(),
                 Ok(false) => self.streams.push(stream),
                 Err(_) => {}
             }
@@ -158,14 +169,16 @@ impl Watchdog {
             self.socket = udp(at).ok();
         }
         // What cannot be sent is asked the next time, from another socket: the address may have gone and come.
-        if self.socket.as_ref().is_some_and(|socket| socket.send(QUESTION).is_err()) {
-            self.socket = None;
+        match self.socket.as_ref().map(|socket| socket.send(QUESTION)) {
+            Some(Ok(_)) => self.udp.asked(now),
+            _ => self.socket = None,
         }
         if self.streams.len() == STREAMS {
             self.streams.remove(0);
         }
         if let Ok(stream) = connect(at) {
-            self.streams.push(Stream { stream, asked: now, sent: false });
+            self.tcp.asked(now);
+            self.streams.push(Stream { stream, sent: false });
         }
     }
 }
@@ -247,14 +260,20 @@ mod tests {
         let mut watchdog = watchdog();
         let later = watchdog.born + 10 * PATIENCE;
         watchdog.said = Some(later);
+        watchdog.udp.asked(later - PATIENCE);
         assert_eq!(watchdog.verdict(later), None, "it has never answered: something is in the way");
-        watchdog.udp.answered = Some(later - PATIENCE);
+        watchdog.udp.answered();
+        assert_eq!(watchdog.verdict(later), None, "there is no question without an answer");
+        watchdog.udp.asked(later - PATIENCE);
+        watchdog.udp.asked(later - LOOK);
         assert_eq!(watchdog.verdict(later), Some("does not answer by UDP any more"));
+        assert_eq!(watchdog.verdict(later - LOOK), None);
         watchdog.flooded = Some(later - PATIENCE);
         assert_eq!(watchdog.verdict(later), None, "its sockets were full: the question may have been lost");
-        watchdog.tcp.answered = Some(later - PATIENCE);
+        watchdog.tcp.answered();
+        watchdog.tcp.asked(later - PATIENCE);
         assert_eq!(watchdog.verdict(later), Some("does not answer by TCP any more"));
-        watchdog.tcp.answered = Some(later - PATIENCE + LOOK);
+        watchdog.tcp.answered();
         assert_eq!(watchdog.verdict(later), None);
     }
 
@@ -273,16 +292,19 @@ mod tests {
         udp.send_to(&space[..length], peer).unwrap();
         let (mut client, _) = tcp.accept().unwrap();
         watchdog.take_answers();
-        assert_eq!(watchdog.tcp.answered, None);
+        assert!(watchdog.tcp.waits_since == Some(now) && !watchdog.tcp.has_answered);
         let length = client.read(&mut space).unwrap();
         assert_eq!(&space[2..length], QUESTION);
         space[4] |= 0x80;
         client.write_all(&space[..length]).unwrap();
         let deadline = now + Duration::from_secs(5);
-        while (watchdog.udp.answered, watchdog.tcp.answered) == (None, None) || watchdog.streams.len() == 1 {
+        while !(watchdog.udp.has_answered && watchdog.tcp.has_answered) {
             assert!(Instant::now() < deadline, "{watchdog:?}");
             watchdog.take_answers();
         }
-        assert!(watchdog.udp.answered.is_some() && watchdog.tcp.answered == Some(now));
+        assert_eq!(
+            (watchdog.udp.waits_since, watchdog.tcp.waits_since, watchdog.streams.len()),
+            (None, None, 0)
+        );
     }
 }
