@@ -44,3 +44,29 @@ fn queries_are_passed_on_while_no_agent_stays_up() {
         assert!(relayed >= rate() * 4, "{relayed} passed on in 5 s");
     });
 }
+
+/// Three that die young, of which the last one hangs first, so that more has come meanwhile than a server takes at once.
+#[test]
+fn what_has_waited_is_passed_on_at_a_pace_that_a_server_takes() {
+    on_a_node(|| {
+        let home = Home::new("watchdog: 3s");
+        let mut keep = home.keep();
+        home.wait_until_ready(&mut keep);
+        let load = Load::start(home.listen(), rate());
+        let mut events = Events::default();
+        for (event, signal) in
+            [("kill", Signal::KILL), ("another kill", Signal::KILL), ("stop", Signal::STOP)]
+        {
+            let agent = keep.agent_after(0);
+            events.happens(event);
+            send(agent, signal);
+            home.wait_for_the_next(&mut keep, agent);
+        }
+        keep.must_say("queries are passed on to", seconds(1));
+        thread::sleep(seconds(3));
+        let seen = load.finish();
+        eprint!("{}", seen.report("hang of the third that dies young", &events));
+        seen.must_lose_what_was_in_flight_alone(&events, &events);
+        assert!(seen.slowest_ms() <= 3_000 + bound_ms(200, 1_500), "{} ms", seen.slowest_ms());
+    });
+}
