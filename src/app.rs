@@ -225,6 +225,11 @@ impl Agent {
             pool.tidy();
         }
         self.probes.go_on(&self.resolver);
+        if self.control.is_lost()
+            && let Err(error) = self.control.listen()
+        {
+            tracing::warn!("{error}");
+        }
         if self.resolv_conf.changed() {
             for pool in self.pools.iter().filter(|pool| pool.is_system()) {
                 pool.refresh(&self.addrs);

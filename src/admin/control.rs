@@ -93,7 +93,8 @@ impl Control {
         BlockingStream::connect(&self.path).is_ok()
     }
 
-    /// Answers requests from now on, if it does not yet. A socket that is there already is replaced.
+    /// Answers requests from now on, if it does not yet, or if somebody has taken the socket away. One that is there already
+    /// is replaced.
     ///
     /// # Errors
     /// When the socket cannot be made.
@@ -102,7 +103,7 @@ impl Control {
     /// Outside of a tokio runtime.
     pub fn listen(self: &Arc<Self>) -> io::Result<()> {
         let mut inode = self.inode.lock().unwrap_or_else(PoisonError::into_inner);
-        if inode.is_some() {
+        if inode.is_some() && self.is_taken() {
             return Ok(());
         }
         let path = &self.path;
@@ -139,10 +140,20 @@ impl Control {
         }
     }
 
+    /// Whether nobody can ask any more: somebody has taken the socket away, as an agent does that was to replace this one.
+    pub fn is_lost(&self) -> bool {
+        let inode = *self.inode.lock().unwrap_or_else(PoisonError::into_inner);
+        inode.is_some() && self.inode_there() != inode && !self.is_taken()
+    }
+
+    fn inode_there(&self) -> Option<u64> {
+        fs::metadata(&self.path).ok().map(|there| there.ino())
+    }
+
     /// Takes the socket away, unless it is another agent's by now.
     pub fn leave(&self) {
         let inode = *self.inode.lock().unwrap_or_else(PoisonError::into_inner);
-        if inode.is_some() && fs::metadata(&self.path).ok().map(|there| there.ino()) == inode {
+        if inode.is_some() && self.inode_there() == inode {
             let _ = fs::remove_file(&self.path);
         }
     }

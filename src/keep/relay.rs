@@ -218,7 +218,7 @@ fn towards(server: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn accept(listeners: &[TcpListener], server: SocketAddr, stop: &AtomicBool, passed: &Arc<AtomicU64>) {
+fn accept(listeners: &[TcpListener], server: SocketAddr, stop: &Arc<AtomicBool>, passed: &Arc<AtomicU64>) {
     let clients = Arc::new(AtomicUsize::new(0));
     while !stop.load(Ordering::Relaxed) {
         let mut events: Vec<_> = listeners.iter().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
@@ -231,10 +231,10 @@ fn accept(listeners: &[TcpListener], server: SocketAddr, stop: &AtomicBool, pass
                 clients.fetch_sub(1, Ordering::Relaxed);
                 continue;
             }
-            let (passed, here) = (Arc::clone(passed), Arc::clone(&clients));
+            let (stop, passed, here) = (Arc::clone(stop), Arc::clone(passed), Arc::clone(&clients));
             let serve = move || {
                 // Whatever ends it, the client sees it end.
-                let _ = converse(client, server, &passed);
+                let _ = converse(client, server, &stop, &passed);
                 here.fetch_sub(1, Ordering::Relaxed);
             };
             if thread::Builder::new().name("relay-client".into()).spawn(serve).is_err() {
@@ -245,7 +245,12 @@ fn accept(listeners: &[TcpListener], server: SocketAddr, stop: &AtomicBool, pass
 }
 
 /// One query after the other, each message behind its length (RFC 1035 §4.2.2).
-fn converse(mut client: TcpStream, server: SocketAddr, passed: &AtomicU64) -> io::Result<()> {
+fn converse(
+    mut client: TcpStream,
+    server: SocketAddr,
+    stop: &AtomicBool,
+    passed: &AtomicU64,
+) -> io::Result<()> {
     client.set_nonblocking(false)?;
     let mut upstream = TcpStream::connect_timeout(&server, PATIENCE)?;
     for stream in [&client, &upstream] {
@@ -253,10 +258,29 @@ fn converse(mut client: TcpStream, server: SocketAddr, passed: &AtomicU64) -> io
         stream.set_write_timeout(Some(PATIENCE))?;
     }
     loop {
+        if !has_more(&client, stop)? {
+            return Ok(());
+        }
         pass(&mut client, &mut upstream)?;
         passed.fetch_add(1, Ordering::Relaxed);
         pass(&mut upstream, &mut client)?;
     }
+}
+
+/// Waits for the client's next query. False if there is none, or none is to be taken any more.
+fn has_more(client: &TcpStream, stop: &AtomicBool) -> io::Result<bool> {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        // Looked at before the socket, so that a query that is there by then is still answered.
+        let stops = stop.load(Ordering::Relaxed);
+        if poll(&mut [PollFd::new(client, PollFlags::IN)], Some(&LOOK))? > 0 {
+            return Ok(true);
+        }
+        if stops {
+            break;
+        }
+    }
+    Ok(false)
 }
 
 fn pass(from: &mut TcpStream, to: &mut TcpStream) -> io::Result<()> {

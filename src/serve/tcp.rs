@@ -67,6 +67,8 @@ impl Listener {
         let mut stage = self.stage.clone();
         loop {
             tokio::select! {
+                biased;
+                () = reached(&mut stage, Stage::Sharing) => return,
                 accepted = self.socket.accept() => match accepted {
                     Ok((stream, peer)) => {
                         self.welcome(stream, peer);
@@ -75,7 +77,6 @@ impl Listener {
                     }
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 },
-                () = reached(&mut stage, Stage::Sharing) => return,
             }
         }
     }
