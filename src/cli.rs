@@ -4,6 +4,7 @@ mod ask;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod doctor;
 mod keep;
 mod query;
 mod run;
@@ -79,6 +80,12 @@ enum Command {
         #[command(flatten)]
         options: ask::Options,
     },
+    /// Examine this node: what is wrong, why it matters, and the command that mends it. Exit code 1 when queries are lost,
+    /// or answered by somebody else.
+    #[command(
+        after_help = "Examples:\n  nodens doctor --config /etc/nodens/config.yaml\n  nodens doctor --json | jq 'select(.level != \"ok\")'"
+    )]
+    Doctor(doctor::Options),
     /// How a running agent is doing.
     #[command(after_help = "Example:\n  nodens stats --json")]
     Stats {
@@ -106,6 +113,10 @@ pub fn run() -> ExitCode {
         Command::Check { file, json } => return check::check(&file, json),
         Command::Query(options) => query::query(&options),
         Command::Cache { action, options } => ask::cache(action, &options),
+        Command::Doctor(options) => match doctor::doctor(&options) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Stats { options } => ask::stats(&options),
     };
     match result {

@@ -9,7 +9,7 @@
 //! [`upstream`] asks servers, and [`wire`] reads and writes messages. [`zone`], [`config`], [`metrics`]
 //! and [`clock`] are leaves, and so are [`sys`], which holds all `unsafe`, and [`readiness`]. [`node`] keeps addresses, rules
 //! and routes in the kernel, [`privileges`] gives up what is not needed, [`admin`] shows, [`app`] puts all of it together,
-//! and [`cli`] is the command line.
+//! [`doctor`] examines the node, and [`cli`] is the command line.
 //! Begin with [`resolve::Resolver::handle`]; ARCHITECTURE.md tells the rest.
 
 pub mod admin;
@@ -20,6 +20,7 @@ pub mod clock;
 pub mod config;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod doctor;
 pub mod keep;
 pub mod metrics;
 pub mod node;

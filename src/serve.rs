@@ -7,6 +7,8 @@ pub mod udp;
 
 use std::net::IpAddr;
 
+pub use clients::BUFFERED;
+
 use crate::config::AllowFrom;
 use socket::Place;
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with those that it may know beside itself; `None` for those that may know all.
-const MAY_IMPORT: [(&str, Option<&[&str]>); 20] = [
+const MAY_IMPORT: [(&str, Option<&[&str]>); 21] = [
     ("wire", Some(&[])),
     ("config", Some(&[])),
     ("clock", Some(&[])),
@@ -28,6 +28,22 @@ const MAY_IMPORT: [(&str, Option<&[&str]>); 20] = [
     ("keep", Some(&["parent", "serve", "sys"])),
     ("privileges", Some(&["config"])),
     ("demo", Some(&[])),
+    (
+        "doctor",
+        Some(&[
+            "admin",
+            "cache",
+            "clock",
+            "config",
+            "node",
+            "privileges",
+            "readiness",
+            "resolve",
+            "serve",
+            "upstream",
+            "wire",
+        ]),
+    ),
     ("admin", None),
     ("app", None),
     ("cli", None),

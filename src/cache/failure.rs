@@ -9,7 +9,7 @@ use crate::wire::key::{Key, KeyBuf};
 use crate::wire::rcode;
 
 /// Failures remembered at once. Beyond it the oldest go first; each lasts seconds only.
-const CAPACITY: u64 = 8192;
+pub const CAPACITY: u64 = 8192;
 
 /// Why a question could not be answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -49,6 +49,8 @@ fn serve(config: Config, path: Option<PathBuf>, hash: &str) -> anyhow::Result<()
     if let Err(error) = sys::raise_open_files() {
         tracing::warn!(%error, "the limit of open files stays as it is");
     }
+    // Whoever was started as /proc/self/exe would be called `exe`.
+    rustix::thread::set_name(c"nodens")?;
     let parent = Arc::new(Parent::find());
     if parent.is_keep() {
         // Without it nobody would replace an agent that hangs, and an agent that nobody replaces must not intercept.

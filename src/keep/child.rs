@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,7 @@ impl Child {
         names.push(CHANNEL);
         let mut command = Command::new(OURSELVES);
         command
+            .arg0("nodens")
             .arg("run")
             .args(arguments)
             .stdin(Stdio::null())

@@ -18,7 +18,7 @@ use crate::resolve::flight::Outlet;
 
 /// Bytes that may be buffered for all TCP clients, half-read queries and unread answers together: an eighth
 /// of the memory limit that the agent is made for (64 MiB), which leaves the cache its quarter twice over.
-const BUFFERED: usize = 8 << 20;
+pub const BUFFERED: usize = 8 << 20;
 /// Beyond [`BUFFERED`] a client still gets its answer while the one that holds most is being closed, up to here.
 const BUFFERED_MOST: usize = BUFFERED + BUFFERED / 2;
 /// What a client may hold however much the others do: some queries and answers of usual size.

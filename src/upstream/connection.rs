@@ -19,7 +19,7 @@ use crate::wire::frame::{self, Frames};
 use crate::wire::key::Key;
 
 /// Bytes read at a time. A CoreDNS answer has 100 to 300.
-const READ: usize = 16 * 1024;
+pub const READ: usize = 16 * 1024;
 /// Queries put into one write at the most; a query has under 300 bytes.
 const BATCH: usize = 64;
 /// Messages in a row that answer nothing, after which the connection is given up: a server that says

@@ -15,7 +15,7 @@ use super::numbers::{
 /// connection by begins there and takes more.
 pub(super) const REGISTER: i32 = libc::NFT_REG_1;
 /// linux/netfilter/nf_conntrack_common.h, `NF_CT_STATE_UNTRACKED_BIT`.
-const UNTRACKED: u32 = 1 << 6;
+pub(super) const UNTRACKED: u32 = 1 << 6;
 
 /// Before connection tracking (nft(8): `raw`).
 pub const RAW: i32 = libc::NF_IP_PRI_RAW;

@@ -9,6 +9,7 @@ use super::numbers::{
     CHAIN_HOOK, CHAIN_NAME, CHAIN_POLICY, CHAIN_TABLE, CHAIN_TYPE, HOOK_NUMBER, HOOK_PRIORITY, RULE_CHAIN,
     RULE_EXPRESSIONS, RULE_HANDLE, RULE_TABLE, RULE_USERDATA, TABLE_NAME, TABLE_OWNER,
 };
+use super::rule::UNTRACKED;
 use super::table::open;
 use super::words;
 use super::{FAMILY, Refusal, family, nftables, refusal};
@@ -137,6 +138,9 @@ pub struct RuleSeen {
     pub addresses: Vec<IpAddr>,
     /// What it compares with that is as long as a port, and the destination port of iptables' `udp` and `tcp`.
     pub ports: Vec<u16>,
+    /// Which packets it is about, as connection tracking knows them: bits of `NF_CT_STATE_BIT`, 0 where they cannot be
+    /// read; `None` where it does not ask.
+    pub states: Option<u32>,
     /// Its expressions from left to right: as the kernel calls them (`meta`, `payload`, `notrack`), a verdict by its
     /// own name (`accept`, `drop`, `jump KUBE-SERVICES`), iptables' matches and targets by theirs (`comment`, `CT`).
     pub expressions: Vec<String>,
@@ -146,6 +150,15 @@ impl RuleSeen {
     /// Whether it has an expression of this name.
     pub fn has(&self, expression: &str) -> bool {
         self.expressions.iter().any(|found| found == expression)
+    }
+
+    /// Whether it is about packets that are not tracked as well; `None` where that cannot be read.
+    pub fn is_for_untracked(&self) -> Option<bool> {
+        match self.states {
+            None => Some(true),
+            Some(0) => None,
+            Some(states) => Some(states & UNTRACKED != 0),
+        }
     }
 
     /// Whether it ends a packet: by a verdict, by a refusal that is sent back, or by iptables' targets for it.

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use super::super::netlink::{Attributes, text};
 use super::numbers::{
-    CMP_DATA, COUNTER_PACKETS, DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, IMMEDIATE_DATA, LIST_ELEM,
-    MATCH_INFO, MATCH_NAME, VERDICT_CHAIN, VERDICT_CODE,
+    BITWISE_MASK, CMP_DATA, COUNTER_PACKETS, DATA_VALUE, DATA_VERDICT, EXPR_DATA, EXPR_NAME, IMMEDIATE_DATA,
+    LIST_ELEM, MATCH_INFO, MATCH_NAME, VERDICT_CHAIN, VERDICT_CODE,
 };
+use super::rule::UNTRACKED;
 use super::seen::RuleSeen;
 
 /// libnftnl writes what belongs to a rule as type, length and value; this type is a comment.
@@ -43,6 +44,8 @@ pub(super) fn user_data(comment: &str) -> Vec<u8> {
 fn expression(name: String, data: Attributes<'_>, rule: &mut RuleSeen) -> String {
     match name.as_str() {
         "counter" => rule.packets = data.long(COUNTER_PACKETS),
+        "ct" => rule.states = Some(0),
+        "bitwise" => states(data, rule),
         "cmp" => compared(data.nested(CMP_DATA).find(DATA_VALUE).unwrap_or_default(), rule),
         "immediate" => return verdict(data.nested(IMMEDIATE_DATA).nested(DATA_VERDICT)).unwrap_or(name),
         // Both kinds of attributes begin with the name.
@@ -54,6 +57,15 @@ fn expression(name: String, data: Attributes<'_>, rule: &mut RuleSeen) -> String
         _ => {}
     }
     name
+}
+
+/// nft(8) compares bits of the state: it keeps those that are asked for. Whatever comes later is about something else.
+fn states(data: Attributes<'_>, rule: &mut RuleSeen) {
+    let is_next = rule.expressions.last().is_some_and(|before| before == "ct");
+    let mask = data.nested(BITWISE_MASK).find(DATA_VALUE).and_then(|bytes| bytes.first_chunk());
+    if let (true, Some(mask)) = (is_next, mask) {
+        rule.states = Some(u32::from_ne_bytes(*mask));
+    }
 }
 
 fn compared(value: &[u8], rule: &mut RuleSeen) {
@@ -83,6 +95,8 @@ fn verdict(verdict: Attributes<'_>) -> Option<String> {
 /// destination ports of `struct xt_udp` and `struct xt_tcp`, which are in the machine's byte order.
 fn compat(name: &str, info: &[u8], rule: &mut RuleSeen) {
     match name {
+        "state" => rule.states = Some(0),
+        "conntrack" => rule.states = tracked(info),
         "comment" => rule.comment = Some(bounded(text(info))),
         "udp" | "tcp" => {
             if let Some(&[_, _, _, _, a, b, c, d]) = info.first_chunk() {
@@ -92,6 +106,24 @@ fn compat(name: &str, info: &[u8], rule: &mut RuleSeen) {
         }
         _ => {}
     }
+}
+
+/// linux/netfilter/xt_conntrack.h, `struct xt_conntrack_mtinfo3`: behind 146 bytes which conditions there are, which of
+/// them are turned round, and the states, in the machine's byte order. They are numbered in another way than nft(8)'s.
+fn tracked(info: &[u8]) -> Option<u32> {
+    const STATE: u16 = 1;
+    const XT_UNTRACKED: u16 = 1 << 8;
+    let word = |at: usize| {
+        info.get(at..at + 2).and_then(|bytes| bytes.first_chunk()).map(|b| u16::from_ne_bytes(*b))
+    };
+    let (Some(conditions), Some(inverted), Some(states)) = (word(146), word(148), word(150)) else {
+        return Some(0);
+    };
+    if conditions & STATE == 0 {
+        return Some(0); // of what else connection tracking knows
+    }
+    let untracked = (states & XT_UNTRACKED != 0) != (inverted & STATE != 0);
+    Some(if untracked { UNTRACKED } else { 1 })
 }
 
 fn comment(mut rest: &[u8]) -> Option<String> {
@@ -135,6 +167,14 @@ mod tests {
         assert_eq!(read.expressions, names);
         assert!(!read.drops());
         assert_eq!(words(&Rule::default().set_mark(Bits { value: 1, mask: 1 })).addresses, [] as [IpAddr; 0]);
+    }
+
+    #[test]
+    fn a_rule_says_whether_it_is_about_untracked_packets() {
+        assert_eq!(words(&Rule::default().untracked().accept()).is_for_untracked(), Some(true));
+        assert_eq!(words(&Rule::default().mark(Bits { value: 1, mask: 1 })).is_for_untracked(), Some(true));
+        let asks = |states| RuleSeen { states: Some(states), ..RuleSeen::default() }.is_for_untracked();
+        assert_eq!((asks(0), asks(1 << 3)), (None, Some(false)));
     }
 
     #[test]
