@@ -2,9 +2,10 @@
 //!
 //! Each test runs itself again inside of a network namespace that is a node, and a client asks there all the time, no query
 //! twice. What it lost, and how long the slowest answer took, is printed for each event. This needs root. Debian packages:
-//! iproute2, iptables, nftables, conntrack, nsd, procps, util-linux.
+//! iproute2, iptables, nftables, conntrack, nsd, procps, util-linux, python3.
 //!
-//! `NEVER_RATE` is how many queries there are by UDP in a second. With `NEVER_STRICT=1` latencies are held against the bounds
+//! `NEVER_RATE` is how many queries there are by UDP in a second, `NEVER_SOAK` how many seconds the mix of all events lasts,
+//! and `NEVER_SEED` repeats one. With `NEVER_STRICT=1` latencies are held against the bounds
 //! that are wanted of a release build on a quiet machine (`NODENS_UNDER_TEST` names it), and not against looser ones.
 
 #[path = "never_down/asking.rs"]
