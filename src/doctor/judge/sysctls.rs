@@ -6,6 +6,7 @@ use crate::doctor::Patient;
 use crate::doctor::finding::{Finding, Seen};
 use crate::doctor::look::counters::reverse_path_drops;
 use crate::doctor::look::sysctls::{Link, Sysctls, ipv4_addresses, sysctls};
+use crate::doctor::sources::Sources;
 
 const CHECK: &str = "sysctls";
 
@@ -19,7 +20,10 @@ pub fn check(patient: &Patient) -> Vec<Finding> {
         )];
     }
     let (drops, addresses) = (reverse_path_drops(&patient.sources), ipv4_addresses());
-    judge(&patient.config, &sysctls(&patient.sources), &addresses, &drops)
+    let mut findings = judge(&patient.config, &sysctls(&patient.sources), &addresses, &drops);
+    let is_kept = patient.agent.pid.is_some_and(|pid| is_kept(&patient.sources, pid));
+    findings.push(tcp_migrate_req(&sysctls(&patient.sources).tcp_migrate_req, is_kept));
+    findings
 }
 
 fn judge(
@@ -39,7 +43,6 @@ fn judge(
             findings.push(Finding::unknown(CHECK, "the settings of the links could not be read", unseen));
         }
     }
-    findings.push(tcp_migrate_req(&sysctls.tcp_migrate_req));
     findings
 }
 
@@ -196,9 +199,22 @@ fn disable_ipv6(config: &Config, links: &[Link]) -> Option<Finding> {
     Some(Finding::problem(CHECK, format!("IPv6 is off on {}", names(&off)), why, lines.join("\n")))
 }
 
+/// Whether `nodens keep` has started this process.
+fn is_kept(sources: &Sources, pid: u32) -> bool {
+    let status = sources.read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap_or_default().trim();
+    let started_as = sources.read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
+    started_as.split('\0').nth(1) == Some("keep")
+}
+
 /// What becomes of half-open connections when one of two agents at the same port closes its listener.
-fn tcp_migrate_req(value: &Seen<Option<u64>>) -> Finding {
+/// Under `nodens keep` all agents share one.
+fn tcp_migrate_req(value: &Seen<Option<u64>>, is_kept: bool) -> Finding {
     match value {
+        Ok(Some(0)) if is_kept => Finding::ok(
+            CHECK,
+            "net.ipv4.tcp_migrate_req is 0, which does not matter under `nodens keep`: no listener closes",
+        ),
         Err(unseen) => Finding::unknown(CHECK, "net.ipv4.tcp_migrate_req could not be read", unseen),
         Ok(None) => {
             Finding::ok(CHECK, "this kernel has no net.ipv4.tcp_migrate_req (it came with Linux 5.14)")
@@ -207,7 +223,7 @@ fn tcp_migrate_req(value: &Seen<Option<u64>>) -> Finding {
             CHECK,
             "net.ipv4.tcp_migrate_req is 0",
             "When an agent leaves its port to the next one, TCP connections that are being opened at that moment are reset. \
-             With 1 the other agent's listener takes them over.",
+             With 1 the other agent's listener takes them over; under `nodens keep` all share one listener.",
             set("net.ipv4.tcp_migrate_req", 1),
         ),
         Ok(Some(_)) => Finding::ok(
@@ -344,12 +360,13 @@ mod tests {
 
     #[test]
     fn tcp_migrate_req_is_wanted_where_the_kernel_has_it() {
-        let finding = tcp_migrate_req(&Ok(Some(0)));
+        let finding = tcp_migrate_req(&Ok(Some(0)), false);
         assert_eq!(finding.level, Level::Warning);
         assert_eq!(finding.mend.lines().next(), Some("sysctl -w net.ipv4.tcp_migrate_req=1"));
-        assert_eq!(tcp_migrate_req(&Ok(Some(1))).level, Level::Ok);
-        assert_eq!(tcp_migrate_req(&Ok(None)).level, Level::Ok);
-        assert_eq!(tcp_migrate_req(&Err(Unseen::new("", ""))).level, Level::Unknown);
+        assert_eq!(tcp_migrate_req(&Ok(Some(0)), true).level, Level::Ok);
+        assert_eq!(tcp_migrate_req(&Ok(Some(1)), false).level, Level::Ok);
+        assert_eq!(tcp_migrate_req(&Ok(None), false).level, Level::Ok);
+        assert_eq!(tcp_migrate_req(&Err(Unseen::new("", "")), false).level, Level::Unknown);
     }
 
     #[test]
@@ -360,6 +377,6 @@ mod tests {
             .iter()
             .map(|finding| finding.level)
             .collect();
-        assert_eq!(levels, [Level::Unknown, Level::Ok]);
+        assert_eq!(levels, [Level::Unknown]);
     }
 }
