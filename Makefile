@@ -22,7 +22,8 @@ help:
 	@echo "make coverage  how many lines of src/ the tests run, by directory; OF=wire lists the others (10 minutes)"
 	@echo "make fuzz      every fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS)); see fuzz/README.md"
 	@echo "make nightly   what takes longer than CI may: bench, coverage, fuzz, each property 100 times as often,"
-	@echo "               and the differential test and the simulation of the pool with other seeds"
+	@echo "               half an hour of kills and handovers, and the differential test and the simulation of the pool with"
+	@echo "               other seeds"
 
 deps:
 	@if ! dpkg-query -W -f='$${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | grep -c '^installed$$' \
@@ -54,6 +55,7 @@ bench: deps
 nightly: bench coverage fuzz
 	POOL_SEEDS=50 cargo test --locked --test pool_simulation
 	PROPTEST_CASES=25600 cargo test --locked --test wire_properties
+	NEVER_SOAK=1800 cargo test --locked --test never_down soak -- --nocapture
 	@set -e; for seed in $(SEEDS); do NODENS_SEED=$$seed cargo test --locked --test differential; done
 
 fuzz:
