@@ -317,6 +317,7 @@ mod tests {
             slot: 0,
             pulse: Arc::new(Pulse::new()),
             resolver,
+            shared: false,
             stop: Arc::clone(&stop),
         };
         let thread = std::thread::spawn(move || worker.run());
