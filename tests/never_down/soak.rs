@@ -11,7 +11,7 @@ use crate::seen::{Events, now_us};
 use crate::support::{number, on_a_node, rate, seconds, wait_until};
 
 /// Seconds, where nothing else is said.
-const SHORT: u64 = 60;
+const SHORT: u64 = 120;
 
 /// A sequence that looks random (SplitMix64).
 struct Dice(u64);
