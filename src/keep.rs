@@ -2,10 +2,10 @@
 //! moment without losing a query.
 //!
 //! It is to the agent what systemd is to a service, in little: it gives sockets, hears how the agent is doing, keeps
-//! descriptors for the agent's next life, and starts it again. It reads no configuration (a child tells it the [`plan`]), and
+//! descriptors for the agent's next life, and starts it again. It reads no configuration (a child tells it the `plan`), and
 //! waits in one place for one of few things; what it holds does not grow. The agent is killed when it hangs
-//! ([`watchdog`]), queries go past it when it does not come up ([`relay`]), and the next `keep` takes all of it over
-//! ([`handover`]).
+//! (`watchdog`), queries go past it when it does not come up (`relay`), and the next `keep` takes all of it over
+//! (`handover`).
 
 mod child;
 mod handover;
