@@ -15,6 +15,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::sys;
+
 /// EX_CONFIG of sysexits.h: the configuration is wrong.
 const BAD_CONFIG: u8 = 78;
 /// Where a running agent is asked by default.
@@ -23,7 +25,16 @@ const CONTROL: &str = "/run/nodens/control.sock";
 /// The DNS cache agent of a Kubernetes node.
 #[derive(Debug, Parser)]
 #[command(name = "nodens", version, arg_required_else_help = true)]
-#[command(after_help = "Example:\n  nodens demo\n  dig @127.0.0.1 -p 5053 webapp.default.svc.cluster.local")]
+#[cfg_attr(
+    feature = "demo",
+    command(
+        after_help = "Example:\n  nodens demo\n  dig @127.0.0.1 -p 5053 webapp.default.svc.cluster.local"
+    )
+)]
+#[cfg_attr(
+    not(feature = "demo"),
+    command(after_help = "Example:\n  nodens keep --config /etc/nodens/config.yaml")
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -94,6 +105,18 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Whether others depend on the process.
+    fn serves(&self) -> bool {
+        match self {
+            Self::Run { .. } | Self::Keep { .. } => true,
+            #[cfg(feature = "demo")]
+            Self::Demo(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Runs the command of this process, and returns its exit code: 0 good, 1 failed, 2 usage, 78 bad
 /// configuration.
 pub fn run() -> ExitCode {
@@ -104,7 +127,11 @@ pub fn run() -> ExitCode {
         [keep, flag, path] if keep == "keep" && flag == "--config" => return keep::keep(Some(path.into())),
         _ => {}
     }
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if !command.serves() {
+        sys::end_with_the_reader();
+    }
+    let result = match command {
         Command::Run { config } => return run::run(config),
         Command::Keep { config } => return keep::keep(config),
         Command::Plan { config } => return keep::plan(config.as_deref()),

@@ -246,6 +246,13 @@ pub fn raise_open_files() -> io::Result<u64> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(limit.rlim_cur) }
 }
 
+/// Has a program that prints end quietly when nobody reads on (`nodens stats | head -1`): the standard library has it fail
+/// instead. Not for one that serves others.
+pub fn end_with_the_reader() {
+    // SAFETY: the default action needs no handler, and nothing else runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// Lets the kernel choose a socket of the group at random for each datagram, so that one busy client
 /// uses all of them: its own choice, by a hash of the addresses, would give it a single one.
 ///
