@@ -164,6 +164,10 @@ impl Agent {
         let manner = Manner { workers: config.workers, buffer: config.keep.receive_buffer, early: false };
         let listening = Listening::new(&resolver, &readiness, clients, (&parent, manner));
         let addrs = listen(&config, &listening)?;
+        for addr in parent.left() {
+            tracing::warn!(%addr, "no address of `listen` any more, but the parent still holds it: start that anew");
+            listening.answer_at(Place { addr, intercepted: false })?;
+        }
         let admin = Admin { resolver: Arc::clone(&resolver), readiness: Arc::clone(&readiness), prometheus };
         let (admin, pages) = admin::listen(config.admin, Arc::new(admin))?;
         let control = Control::new(&config.control, &resolver, &readiness);
@@ -180,7 +184,6 @@ impl Agent {
             after_ms = started.elapsed().as_secs_f64() * 1e3, "started"
         );
         tokio::spawn(tell(Arc::clone(&readiness), Arc::clone(&parent), Arc::clone(&control)));
-        tokio::spawn(show_life(Arc::clone(&parent), Arc::clone(&resolver), Arc::clone(&readiness)));
         if let Some((restarts, relayed)) = parent.counts() {
             counter!(names::RESTARTS).absolute(restarts);
             counter!(names::RELAYED).absolute(relayed);
@@ -287,6 +290,19 @@ impl Agent {
         publish_config(&loaded.hash, 1.0);
         self.hash = loaded.hash;
         Ok(())
+    }
+
+    /// How often [`Agent::show_life`] is to be called: some times in each period of the parent's watchdog, so that one word may
+    /// come late.
+    pub fn shows_life_each(&self) -> Duration {
+        self.parent.watchdog().map_or(Duration::MAX, |period| period / SIGNS_OF_LIFE)
+    }
+
+    /// Tells the parent that the agent lives, if it answers itself.
+    pub async fn show_life(&self) {
+        if control::answers_itself(&self.resolver, &self.readiness).await {
+            self.parent.tell(parent::WATCHDOG);
+        }
     }
 
     /// Writes the cache down for another agent, and says so when it is done.
@@ -398,19 +414,6 @@ async fn tell(readiness: Arc<Readiness>, parent: Arc<Parent>, control: Arc<Contr
         }
         if changes.changed().await.is_err() {
             return;
-        }
-    }
-}
-
-/// Tells the parent that the agent lives, as long as it answers itself: some times in each period, so that one word may come
-/// late.
-async fn show_life(parent: Arc<Parent>, resolver: Arc<Resolver>, readiness: Arc<Readiness>) {
-    let Some(period) = parent.watchdog() else { return };
-    let mut now = tokio::time::interval(period / SIGNS_OF_LIFE);
-    loop {
-        now.tick().await;
-        if control::answers_itself(&resolver, &readiness).await {
-            parent.tell(parent::WATCHDOG);
         }
     }
 }

@@ -80,12 +80,24 @@ struct Keep {
     watchdog: Watchdog,
     relay: Option<Relay>,
     visitors: Visitors,
-    /// Whom we take over from, and until when.
-    previous: Option<(Previous, Instant)>,
+    /// Whom we took over from, as long as it is there.
+    previous: Option<Previous>,
+    /// We are about to take over, and give up then.
+    taking_over: Option<Instant>,
+    /// The child has spoken, and so hears signals.
+    listens: bool,
+    /// Signals for it, until it does.
+    unheard: Vec<Signal>,
 }
 
 /// Keeps an agent with these arguments until it is told to end.
 pub fn keep(arguments: Vec<OsString>) -> ExitCode {
+    use Signal as S;
+    // Before anything takes time: none of them ends us half-way.
+    let signals = match sys::signals(&[S::CHILD, S::TERM, S::INT, S::HUP, S::USR1].map(S::as_raw)) {
+        Ok(signals) => signals,
+        Err(error) => return fail(&format!("signals cannot be heard: {error}")),
+    };
     let plan = match plan::ask(&arguments) {
         Ok(plan) => plan,
         Err(Refused::By(code)) => return code,
@@ -99,7 +111,7 @@ pub fn keep(arguments: Vec<OsString>) -> ExitCode {
         ));
         return ExitCode::from(BAD_CONFIG);
     }
-    match Keep::new(plan, arguments).run() {
+    match Keep::new(plan, arguments).run(&signals) {
         Ok(code) => code,
         Err(error) => fail(&error.to_string()),
     }
@@ -121,12 +133,14 @@ impl Keep {
             relay: None,
             visitors: Visitors::default(),
             previous: None,
+            taking_over: None,
+            listens: false,
+            unheard: Vec::new(),
         }
     }
 
-    fn run(mut self) -> io::Result<ExitCode> {
+    fn run(mut self, signals: &OwnedFd) -> io::Result<ExitCode> {
         use Signal as S;
-        let signals = sys::signals(&[S::CHILD, S::TERM, S::INT, S::HUP, S::USR1].map(S::as_raw))?;
         self.take_over()?;
         held::open_missing(&mut self.held, &self.plan);
         if self.previous.is_none() {
@@ -136,11 +150,11 @@ impl Keep {
             if let Some(code) = self.act() {
                 return Ok(code);
             }
-            if let Err(error) = self.wait(&signals) {
+            if let Err(error) = self.wait(signals) {
                 say(&format!("waiting fails: {error}"));
                 std::thread::sleep(TROUBLE);
             }
-            while let Some(number) = sys::next_signal(&signals) {
+            while let Some(number) = sys::next_signal(signals) {
                 let ends = match Signal::from_named_raw(number) {
                     Some(S::TERM | S::INT) => self.end(),
                     Some(signal @ (S::HUP | S::USR1)) => self.pass_on(signal),
@@ -151,7 +165,9 @@ impl Keep {
                 }
             }
             self.hear();
-            self.receive_visitors();
+            if let Some(code) = self.receive_visitors() {
+                return Ok(code);
+            }
             if let Some(code) = child::reap().iter().find_map(|ended| self.buried(ended)) {
                 return Ok(code);
             }
@@ -168,15 +184,14 @@ impl Keep {
             Ok(held) => {
                 self.held = held::chosen(held, &self.plan);
                 say(&format!("taking over {} descriptors from the previous one", self.held.len()));
-                self.previous = Some((previous, Instant::now() + TAKE_OVER));
+                self.previous = Some(previous);
+                self.taking_over = Some(Instant::now() + TAKE_OVER);
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 say("the previous one hangs: its agent may go on beside ours");
             }
-            Err(error)
-                if [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset].contains(&error.kind()) =>
-            {
-                say("the previous one ends, or is another user's");
+            Err(_) if !handover::answers_again(&self.plan.handover) => {
+                say("the previous one has ended meanwhile")
             }
             Err(error) => {
                 let why = format!("the previous one goes on, and gives us nothing: {error}: end it first");
@@ -189,9 +204,12 @@ impl Keep {
     /// Does what is due.
     fn act(&mut self) -> Option<ExitCode> {
         let now = Instant::now();
-        match &self.state {
+        match &mut self.state {
             State::Pausing(until) if now >= *until => self.start(),
-            State::Ending(child, until, _) if now >= *until => child.signal(Signal::KILL),
+            State::Ending(child, until, _) if now >= *until => {
+                child.signal(Signal::KILL);
+                *until = now + TROUBLE; // its end may take its time
+            }
             State::Running(child) if now >= self.watchdog.due() => {
                 if let Some(why) = self.watchdog.look(held::udp(&self.held)) {
                     say(&format!("the agent {} {why}: it is killed", child.pid()));
@@ -202,8 +220,10 @@ impl Keep {
             }
             _ => {}
         }
-        if self.previous.as_ref().is_some_and(|(_, until)| !self.ready && now >= *until) {
-            self.pass_on(Signal::KILL);
+        if self.taking_over.is_some_and(|until| now >= until) {
+            if let State::Running(child) = &self.state {
+                child.signal(Signal::KILL);
+            }
             return Some(fail("the agent is not ready: the previous one goes on"));
         }
         self.visitors.serve(&self.held);
@@ -225,7 +245,7 @@ impl Keep {
             self.plan.places.iter().find(|(place, _)| !place.intercepted).map(|(place, _)| place.addr);
         self.watchdog = Watchdog::new(first, self.plan.watchdog);
         self.state = State::Running(child);
-        self.ready = false;
+        (self.ready, self.listens) = (false, false);
     }
 
     /// Waits until something is due or happens.
@@ -240,8 +260,8 @@ impl Keep {
             State::Ending(_, until, _) | State::Pausing(until) => due.push(*until),
             State::Standby(successor) => events.push(PollFd::new(successor, PollFlags::IN)),
         }
-        if let Some((previous, until)) = &self.previous {
-            due.extend(Some(*until).filter(|_| !self.ready));
+        due.extend(self.taking_over);
+        if let Some(previous) = &self.previous {
             events.push(PollFd::new(&previous.socket, PollFlags::IN));
         }
         self.visitors.watch(&mut events);
@@ -254,9 +274,14 @@ impl Keep {
         }
     }
 
-    fn pass_on(&self, signal: Signal) -> Option<ExitCode> {
-        if let State::Running(child) = &self.state {
-            child.signal(signal);
+    /// A signal for the child, which gets it when it can hear it: before, it would end by it.
+    fn pass_on(&mut self, signal: Signal) -> Option<ExitCode> {
+        match &self.state {
+            State::Running(child) if self.listens => child.signal(signal),
+            State::Running(_) | State::Pausing(_) if !self.unheard.contains(&signal) => {
+                self.unheard.push(signal)
+            }
+            _ => {}
         }
         None
     }
@@ -289,7 +314,7 @@ impl Keep {
             },
             State::Running(child) if child.pid() == ended.pid => {
                 say(&format!("the agent {ended} after {:.1} s", child.age().as_secs_f64()));
-                if self.previous.is_some() && !self.ready {
+                if self.taking_over.is_some() {
                     return Some(fail("the previous one goes on"));
                 }
                 self.young = if child.age() < YOUNG { self.young + 1 } else { 0 };
@@ -310,10 +335,15 @@ impl Keep {
     }
 
     fn begin_to_relay(&mut self) {
+        if self.plan.relay.is_empty() {
+            say(
+                "the agent does not stay up, and no server of the first zone can be asked in plain DNS at an address",
+            );
+        }
         if self.relay.is_some() || self.plan.relay.is_empty() {
             return;
         }
-        match Relay::start(held::copies(&self.held), self.plan.relay.clone()) {
+        match Relay::start(held::copies(&self.held, &self.plan), &self.plan) {
             Ok(relay) => {
                 say(&format!("the agent does not stay up: queries are passed on to {:?}", self.plan.relay));
                 self.relay = Some(relay);
@@ -329,6 +359,8 @@ impl Keep {
         loop {
             let State::Running(child) = &self.state else { return };
             let Ok((words, descriptors)) = parent::receive(child.channel()) else { return };
+            self.listens = true;
+            self.unheard.drain(..).for_each(|signal| child.signal(signal));
             match words.as_str() {
                 parent::WATCHDOG => self.watchdog.heard(),
                 parent::READY if !self.ready => self.is_ready(),
@@ -346,7 +378,8 @@ impl Keep {
             say("the agent is up: queries are its own again");
         }
         parent::tell_systemd(parent::READY);
-        if let Some((previous, _)) = &mut self.previous {
+        self.taking_over = None;
+        if let Some(previous) = &self.previous {
             say("the agent is ready, and the previous one may go");
             if previous.say(DRAIN).is_err() {
                 say("the previous one has gone already");
@@ -356,45 +389,55 @@ impl Keep {
     }
 
     /// Lets visitors in, and does what they wish.
-    fn receive_visitors(&mut self) {
+    fn receive_visitors(&mut self) -> Option<ExitCode> {
         if let State::Standby(successor) = &self.state
             && handover::wish(successor).is_some()
         {
             self.successor_has_gone();
         }
         // It stays connected: whoever waits as a standby learns by that when we end.
-        if let Some((previous, _)) = &self.previous
+        if let Some(previous) = &self.previous
             && handover::wish(&previous.socket) == Some(Wish::Gone)
         {
-            self.previous = None;
+            // Nobody would go on if we gave up.
+            (self.previous, self.taking_over) = (None, None);
+            self.visitors.open(&self.plan.handover);
         }
         let state = &self.state;
         let successor = self.visitors.hear(|| match state {
             State::Running(child) => child.tell(parent::WRITE).is_ok(),
             _ => false,
         });
-        if let Some(successor) = successor {
-            self.drain(successor);
-        }
+        successor.and_then(|successor| self.drain(successor))
     }
 
-    fn drain(&mut self, successor: Socket) {
+    fn drain(&mut self, successor: Socket) -> Option<ExitCode> {
         let now = Instant::now();
         say("the next one is ready: the agent leaves");
         self.relay = None;
         self.visitors.close();
-        self.state = match std::mem::replace(&mut self.state, State::Pausing(now)) {
-            State::Running(child) | State::Ending(child, ..) => {
+        match std::mem::replace(&mut self.state, State::Pausing(now)) {
+            State::Running(child) => {
                 let _ = child.tell(parent::REPLACED);
-                State::Ending(child, now + LEAVE, Some(successor))
+                self.state = State::Ending(child, now + LEAVE, Some(successor));
+                None
             }
-            State::Pausing(_) | State::Standby(_) => State::Standby(successor),
-        };
+            // It leaves already, and we with it.
+            ending @ State::Ending(..) => {
+                self.state = ending;
+                None
+            }
+            State::Pausing(_) | State::Standby(_) => self.replaced(successor),
+        }
     }
 
     /// Our agent has left, and another one works. In a container, of which we are process 1, our end would only have us
     /// started again: so we wait, without anything in hand, until we are told to end or are needed again.
     fn replaced(&mut self, successor: Socket) -> Option<ExitCode> {
+        if handover::wish(&successor) == Some(Wish::Gone) {
+            self.successor_has_gone();
+            return None;
+        }
         let _ = parent::send(&successor, GONE, &[]);
         self.held.clear();
         if std::process::id() != 1 {
@@ -424,7 +467,14 @@ fn fail(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// A line in the log. The agent's own lines, in its own format, go to the same place.
+/// A line in the log. The agent's own lines, in its own format, go to the same place. Where nobody takes it, it is lost: the
+/// agent is worth more than a line.
 fn say(what: &str) {
-    eprintln!("nodens keep: {what}");
+    let mut log = io::stderr();
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // A pipe that has room has room for a line (pipe(7), PIPE_BUF).
+    let has_room = poll(&mut [PollFd::new(&log, PollFlags::OUT)], Some(&now)).is_ok_and(|ready| ready > 0);
+    if has_room {
+        let _ = io::Write::write_all(&mut log, format!("nodens keep: {what}\n").as_bytes());
+    }
 }

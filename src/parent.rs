@@ -4,7 +4,7 @@
 //! keep descriptors for the agent's next life (`FDSTORE=1`). systemd hears at the address in `NOTIFY_SOCKET`, `keep` at a
 //! socket that it passes on among the others, by which it can speak as well.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::env;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -76,11 +76,14 @@ impl Parent {
         let mut parent = Self { started_by: parent_id(), ..Self::default() };
         for (descriptor, name) in inherited() {
             match name.as_str() {
-                CHANNEL => {
+                CHANNEL if env::var_os(RESTARTS).is_some() => {
                     parent.channel = Some(descriptor.into());
                     parent.is_keep = true;
                 }
-                CACHE => parent.cache = Mutex::new(Some(descriptor.into())),
+                // A socket unit of systemd may have any name.
+                CACHE if bound(&SockRef::from(&descriptor)).is_none() => {
+                    parent.cache = Mutex::new(Some(descriptor.into()))
+                }
                 _ => parent.sockets.get_mut().unwrap_or_else(PoisonError::into_inner).push(descriptor),
             }
         }
@@ -94,14 +97,17 @@ impl Parent {
         parent
     }
 
+    /// Whether `nodens keep` has started this process and is gone: its sockets are with us, unread, and nobody may read
+    /// them who is not kept.
+    pub fn is_lost(&self) -> bool {
+        let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let was_kept = env::var_os(RESTARTS).is_some() && names.split(':').any(|name| name == CHANNEL);
+        was_kept && !(self.is_keep && self.started_by == parent_id())
+    }
+
     /// Whether it is `nodens keep`, which replaces agents one by the next.
     pub fn is_keep(&self) -> bool {
         self.is_keep
-    }
-
-    /// Whether the process that started this one is still there.
-    pub fn lives(&self) -> bool {
-        self.started_by == parent_id()
     }
 
     /// Whether anybody is there to keep something.
@@ -167,6 +173,12 @@ impl Parent {
         found
     }
 
+    /// Where there are sockets that nobody has asked for.
+    pub fn left(&self) -> BTreeSet<SocketAddr> {
+        let all = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(|socket| bound(&SockRef::from(socket))).map(|(_, at)| at).collect()
+    }
+
     /// The memory in which the cache was written down, once.
     pub fn cache(&self) -> Option<File> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -212,7 +224,7 @@ pub fn tell_systemd(words: &str) {
     }
 }
 
-/// Sends words, and descriptors with them.
+/// Sends words, and descriptors with them, without waiting: whoever does not listen shall not stop us.
 ///
 /// # Errors
 /// The system's own.
@@ -222,7 +234,12 @@ pub fn send(socket: &impl AsFd, words: &str, descriptors: &[BorrowedFd<'_>]) -> 
     if !descriptors.is_empty() && !attached.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "more descriptors than one message takes"));
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(words.as_bytes())], &mut attached, SendFlags::NOSIGNAL)?;
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(words.as_bytes())],
+        &mut attached,
+        SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+    )?;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ const MAY_IMPORT: [(&str, Option<&[&str]>); 21] = [
     ),
     ("node", Some(&["config", "metrics", "readiness", "sys"])),
     ("parent", Some(&["sys"])),
-    ("keep", Some(&["parent", "serve", "sys"])),
+    ("keep", Some(&["config", "parent", "serve", "sys"])),
     ("privileges", Some(&["config"])),
     ("demo", Some(&[])),
     (

@@ -115,7 +115,8 @@ impl Control {
         }
         // Whoever asks finds the old one or the new one, and neither with the rights of everybody.
         let mut new = path.as_os_str().to_owned();
-        new.push(format!(".{}", std::process::id()));
+        // Every container has a process 1.
+        new.push(format!(".{:08x}", rand::random::<u32>()));
         let _ = fs::remove_file(&new);
         let listener = UnixListener::bind(&new).map_err(explain)?;
         fs::set_permissions(&new, Permissions::from_mode(0o600)).map_err(explain)?;

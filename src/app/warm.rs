@@ -1,9 +1,10 @@
 //! The cache beyond this process: written down now and then, in memory that the parent holds or in a file, and read at the
 //! start.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
@@ -131,7 +132,10 @@ impl Warm {
             Place::Path(path) => {
                 let mut new = path.clone().into_os_string();
                 new.push(".new");
-                let written = write(&mut File::create(&new)?)?;
+                // Names that pods ask for are nobody else's business, and a link is not followed.
+                let mut options = OpenOptions::new();
+                options.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+                let written = write(&mut options.open(&new)?)?;
                 fs::rename(&new, path)?;
                 Ok(written)
             }

@@ -36,6 +36,7 @@ fn plan_of(config: &Config) -> Plan {
     Plan {
         places: listen.chain(intercepted).map(|place| (place, config.workers)).collect(),
         relay: servers.iter().filter(|server| is_plain(server)).filter_map(Server::addr).collect(),
+        allow_from: config.allow_from.clone(),
         handover: config.keep.handover.clone(),
         watchdog: config.keep.watchdog,
         receive_buffer: config.keep.receive_buffer,

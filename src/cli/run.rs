@@ -5,6 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -55,8 +56,8 @@ fn serve(config: Config, path: Option<PathBuf>, hash: &str) -> anyhow::Result<()
     if parent.is_keep() {
         // Without it nobody would replace an agent that hangs, and an agent that nobody replaces must not intercept.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
-        anyhow::ensure!(parent.lives(), "`nodens keep` has ended meanwhile");
     }
+    anyhow::ensure!(!parent.is_lost(), "`nodens keep` has ended meanwhile");
     let runtime = runtime()?;
     let result = runtime.block_on(async {
         let signals = Signals::hear()?;
@@ -90,6 +91,9 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(runtime.enable_all().build()?)
 }
 
+/// Where nobody wants a sign of life.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// The signals that an agent hears.
 pub(super) struct Signals {
     terminate: Signal,
@@ -113,6 +117,8 @@ impl Signals {
 /// Runs a started agent until SIGTERM or SIGINT, and drains it. A loop ends it with an error.
 pub(super) async fn until_stopped(mut agent: Agent, mut signals: Signals) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(TICK);
+    // Here and not in a task: however many queries wait for their turn, this comes between them.
+    let mut life = tokio::time::interval(agent.shows_life_each().min(LONG));
     let mut loops = agent.watch_for_loops();
     let parent = agent.parent();
     let (mut result, mut end) = (Ok(()), End::Last);
@@ -123,6 +129,7 @@ pub(super) async fn until_stopped(mut agent: Agent, mut signals: Signals) -> any
             _ = signals.hangup.recv() => agent.reload(),
             _ = signals.user.recv() => agent.log_stats(),
             _ = tick.tick() => agent.tick(),
+            _ = life.tick() => agent.show_life().await,
             words = parent.hear() => match words.as_str() {
                 parent::WRITE => agent.write_cache(),
                 parent::REPLACED => {

@@ -6,6 +6,7 @@
 //! ```text
 //! next      NODENS_HANDOVER=1          its version of the protocol
 //! previous  NODENS_HANDOVER=1 FDNAMES=dns:dns:cache, and the descriptors
+//!       or  NODENS_BUSY=1              another one takes over just now
 //! next      NODENS_DRAIN=1             its agent is ready
 //! previous  NODENS_GONE=1              its agent has answered what it had taken
 //! ```
@@ -28,6 +29,7 @@ use crate::{parent, sys};
 /// The version of this protocol.
 const VERSION: &str = "NODENS_HANDOVER=1";
 pub(super) const DRAIN: &str = "NODENS_DRAIN=1";
+const BUSY: &str = "NODENS_BUSY=1";
 pub(super) const GONE: &str = "NODENS_GONE=1";
 pub(super) const STANDBY: &str = "NODENS_STANDBY=1";
 /// How long the previous one may take: its agent writes the cache down meanwhile.
@@ -49,7 +51,8 @@ impl Door {
         }
         // Nobody finds it before it has the rights that it is to have, or finds none.
         let mut new = path.as_os_str().to_owned();
-        new.push(format!(".{}", std::process::id()));
+        // Every container has a process 1.
+        new.push(format!(".{:08x}", rand::random::<u32>()));
         let _ = fs::remove_file(&new);
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
         let before = rustix::process::umask(rustix::fs::Mode::from(0o177));
@@ -72,6 +75,12 @@ impl Door {
         let theirs = sys::peer_user(&visitor).ok()?;
         (theirs == rustix::process::geteuid().as_raw()).then_some(visitor)
     }
+}
+
+/// Whether a previous one is still there after it has hung up. One that ends has time to.
+pub(super) fn answers_again(path: &Path) -> bool {
+    std::thread::sleep(Duration::from_millis(200));
+    Previous::find(path).is_some()
 }
 
 /// What a visitor wants.
@@ -102,6 +111,12 @@ pub(super) fn wish(visitor: &Socket) -> Option<Wish> {
             _ => Wish::Odd,
         }),
     }
+}
+
+/// Tells it that another one takes over already.
+pub(super) fn refuse(visitor: &Socket) {
+    // It sees us hang up in any case.
+    let _ = parent::send(visitor, BUSY, &[]);
 }
 
 /// Gives it copies of all.
@@ -135,6 +150,9 @@ impl Previous {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let fields = parent::fields(&words);
+        if words == BUSY {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another one takes over just now"));
+        }
         if !words.starts_with(VERSION) {
             let what = format!("it speaks another version of the protocol: {words:?}");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));

@@ -12,7 +12,7 @@ use socket2::{SockRef, Type};
 use super::relay::Sockets;
 use super::{Plan, say};
 use crate::parent::{self, CACHE, SOCKET};
-use crate::serve::socket::{self, Manner};
+use crate::serve::socket::{self, Manner, Place};
 
 /// Descriptors that are kept. All of them go into one message (unix(7), SCM_MAX_FD).
 pub(super) const MOST: usize = 250;
@@ -78,14 +78,16 @@ pub(super) fn udp(all: &[Held]) -> impl Iterator<Item = &OwnedFd> {
     all.iter().filter(|held| held.is_udp()).map(|held| &held.descriptor)
 }
 
-/// Copies of all sockets, as far as they can be had.
-pub(super) fn copies(all: &[Held]) -> Sockets {
+/// Copies of all sockets, as far as they can be had, with the places that they are for.
+pub(super) fn copies(all: &[Held], plan: &Plan) -> Sockets {
     let mut sockets = Sockets { udp: Vec::new(), tcp: Vec::new() };
     for held in all {
-        match (held.socket(), held.descriptor.try_clone()) {
-            (Some((Type::DGRAM, _)), Ok(copy)) => sockets.udp.push(copy.into()),
-            (Some((Type::STREAM, _)), Ok(copy)) => sockets.tcp.push(copy.into()),
-            _ => {}
+        let (Some((kind, addr)), Ok(copy)) = (held.socket(), held.descriptor.try_clone()) else { continue };
+        let planned = plan.places.iter().map(|(place, _)| *place).find(|place| place.addr == addr);
+        let place = planned.unwrap_or(Place { addr, intercepted: false });
+        match kind {
+            Type::DGRAM => sockets.udp.push((copy.into(), place)),
+            _ => sockets.tcp.push((copy.into(), place)),
         }
     }
     sockets

@@ -4,6 +4,7 @@
 //! listen 169.254.20.10:53 2
 //! intercept 10.96.0.10:53 2
 //! relay 10.96.0.10:53
+//! allow 10.0.0.0/8
 //! handover /run/nodens/handover.sock
 //! watchdog 3000
 //! receive_buffer 4194304
@@ -19,15 +20,18 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::child::{OURSELVES, exit_code};
+use crate::config::AllowFrom;
 use crate::serve::socket::Place;
 
 /// What is to be held.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     /// Where queries are answered, each with how many UDP sockets.
     pub places: Vec<(Place, usize)>,
     /// Servers to pass queries on to while there is no agent.
     pub relay: Vec<SocketAddr>,
+    /// Whose queries are passed on.
+    pub allow_from: AllowFrom,
     /// Where the next one receives the sockets.
     pub handover: PathBuf,
     /// An agent without a sign of life for this long is replaced.
@@ -61,6 +65,19 @@ pub(super) fn ask(arguments: &[OsString]) -> Result<Plan, Refused> {
 #[derive(Debug)]
 pub struct Odd(String);
 
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            places: Vec::new(),
+            relay: Vec::new(),
+            allow_from: AllowFrom::Auto,
+            handover: PathBuf::new(),
+            watchdog: Duration::ZERO,
+            receive_buffer: 0,
+        }
+    }
+}
+
 impl FromStr for Plan {
     type Err = Odd;
 
@@ -77,6 +94,13 @@ impl FromStr for Plan {
                     plan.places.push((place, workers.parse().map_err(|_| odd())?));
                 }
                 "relay" => plan.relay.push(value.parse().map_err(|_| odd())?),
+                "allow" => {
+                    let prefix = value.parse().map_err(|_| odd())?;
+                    match &mut plan.allow_from {
+                        AllowFrom::Prefixes(prefixes) => prefixes.push(prefix),
+                        AllowFrom::Auto => plan.allow_from = AllowFrom::Prefixes(vec![prefix]),
+                    }
+                }
                 "handover" => plan.handover = value.into(),
                 "watchdog" => plan.watchdog = Duration::from_millis(value.parse().map_err(|_| odd())?),
                 "receive_buffer" => plan.receive_buffer = value.parse().map_err(|_| odd())?,
@@ -96,6 +120,9 @@ impl fmt::Display for Plan {
         for server in &self.relay {
             writeln!(f, "relay {server}")?;
         }
+        if let AllowFrom::Prefixes(prefixes) = &self.allow_from {
+            prefixes.iter().try_for_each(|prefix| writeln!(f, "allow {prefix}"))?;
+        }
         writeln!(f, "handover {}", self.handover.display())?;
         writeln!(f, "watchdog {}", self.watchdog.as_millis())?;
         writeln!(f, "receive_buffer {}", self.receive_buffer)
@@ -114,6 +141,7 @@ mod tests {
                 (Place { addr: "[fd00::a]:53".parse().unwrap(), intercepted: true }, 1),
             ],
             relay: vec!["10.96.0.10:53".parse().unwrap()],
+            allow_from: AllowFrom::Prefixes(vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]),
             handover: "/run/with a blank/h.sock".into(),
             watchdog: Duration::from_millis(1500),
             receive_buffer: 4 << 20,

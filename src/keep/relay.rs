@@ -11,6 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::Plan;
+use crate::config::AllowFrom;
+use crate::serve::is_allowed;
+use crate::serve::socket::Place;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Queries by UDP that wait for their answer.
@@ -40,8 +44,8 @@ const DATAGRAM: usize = 65_535;
 /// Sockets whose queries are passed on.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    pub(super) udp: Vec<UdpSocket>,
-    pub(super) tcp: Vec<TcpListener>,
+    pub(super) udp: Vec<(UdpSocket, Place)>,
+    pub(super) tcp: Vec<(TcpListener, Place)>,
 }
 
 /// Passes queries on while it lives.
@@ -52,13 +56,13 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// From these sockets to the servers, of which there is at least one.
-    pub(super) fn start(sockets: Sockets, servers: Vec<SocketAddr>) -> io::Result<Self> {
+    /// From these sockets to the servers of the plan, of which there is at least one, for those whom the plan allows.
+    pub(super) fn start(sockets: Sockets, plan: &Plan) -> io::Result<Self> {
         let relay = Self { stop: Arc::default(), passed: Arc::default() };
         let (stop, passed) = (Arc::clone(&relay.stop), Arc::clone(&relay.passed));
         let Sockets { udp, tcp } = sockets;
-        let first = servers[0];
-        let mut datagrams = Datagrams::new(udp, servers, Arc::clone(&passed))?;
+        let (first, allow_from) = (plan.relay[0], plan.allow_from.clone());
+        let mut datagrams = Datagrams::new(udp, plan, Arc::clone(&passed))?;
         thread::Builder::new().name("relay-udp".into()).spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 datagrams.turn(true);
@@ -69,7 +73,9 @@ impl Relay {
             }
         })?;
         let (stop, passed) = (Arc::clone(&relay.stop), Arc::clone(&relay.passed));
-        thread::Builder::new().name("relay-tcp".into()).spawn(move || accept(&tcp, first, &stop, &passed))?;
+        thread::Builder::new().name("relay-tcp".into()).spawn(move || {
+            accept(&tcp, (first, &allow_from), &stop, &passed);
+        })?;
         Ok(relay)
     }
 
@@ -97,7 +103,8 @@ struct Pending {
 
 #[derive(Debug)]
 struct Datagrams {
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<(UdpSocket, Place)>,
+    allow_from: AllowFrom,
     servers: Vec<SocketAddr>,
     upstream: UdpSocket,
     pending: HashMap<[u8; 2], Pending>,
@@ -112,12 +119,14 @@ struct Datagrams {
 }
 
 impl Datagrams {
-    fn new(sockets: Vec<UdpSocket>, servers: Vec<SocketAddr>, passed: Arc<AtomicU64>) -> io::Result<Self> {
+    fn new(sockets: Vec<(UdpSocket, Place)>, plan: &Plan, passed: Arc<AtomicU64>) -> io::Result<Self> {
+        let (servers, allow_from) = (plan.relay.clone(), plan.allow_from.clone());
         let upstream = towards(servers[0])?;
         let mark = rand::random::<[u8; MARK]>().map(|byte| b'a' + byte % 26);
         let _ = upstream.send(&marked(mark));
         Ok(Self {
             sockets,
+            allow_from,
             servers,
             upstream,
             pending: HashMap::new(),
@@ -136,7 +145,7 @@ impl Datagrams {
         let soon = |pending: &&Pending| began.saturating_duration_since(pending.asked) < SILENCE;
         let mut room = WINDOW.saturating_sub(self.pending.values().filter(soon).count());
         let sockets = if take && room > 0 { self.sockets.len() } else { 0 };
-        let all = self.sockets[..sockets].iter().chain([&self.upstream]);
+        let all = self.sockets[..sockets].iter().map(|(socket, _)| socket).chain([&self.upstream]);
         let mut events: Vec<_> = all.map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
         if poll(&mut events, Some(&LOOK)).is_err() {
             return;
@@ -163,9 +172,13 @@ impl Datagrams {
 
     fn pass_on(&mut self, socket: usize, now: Instant) -> bool {
         let flags = rustix::net::RecvFlags::DONTWAIT;
-        let received = rustix::net::recvfrom(&self.sockets[socket], &mut self.space[..], flags);
+        let (held, place) = &self.sockets[socket];
+        let received = rustix::net::recvfrom(held, &mut self.space[..], flags);
         let Ok((_, length, Some(client))) = received else { return false };
         let Ok(client) = SocketAddr::try_from(client) else { return true };
+        if !is_allowed(&self.allow_from, *place, client.ip()) {
+            return true;
+        }
         let query = &mut self.space[..length];
         self.goes_round |= query.windows(MARK).any(|part| part.eq_ignore_ascii_case(&self.mark));
         // A reply to a reply would go round for ever.
@@ -195,7 +208,7 @@ impl Datagrams {
         answer[..2].copy_from_slice(&pending.id);
         // A client that has gone is nobody's trouble.
         let _ = rustix::net::sendto(
-            &self.sockets[pending.socket],
+            &self.sockets[pending.socket].0,
             answer,
             rustix::net::SendFlags::DONTWAIT,
             &pending.client,
@@ -223,15 +236,24 @@ fn towards(server: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn accept(listeners: &[TcpListener], server: SocketAddr, stop: &Arc<AtomicBool>, passed: &Arc<AtomicU64>) {
+fn accept(
+    listeners: &[(TcpListener, Place)],
+    (server, allow_from): (SocketAddr, &AllowFrom),
+    stop: &Arc<AtomicBool>,
+    passed: &Arc<AtomicU64>,
+) {
     let clients = Arc::new(AtomicUsize::new(0));
     while !stop.load(Ordering::Relaxed) {
-        let mut events: Vec<_> = listeners.iter().map(|socket| PollFd::new(socket, PollFlags::IN)).collect();
+        let mut events: Vec<_> =
+            listeners.iter().map(|(socket, _)| PollFd::new(socket, PollFlags::IN)).collect();
         if poll(&mut events, Some(&LOOK)).is_err() {
             continue;
         }
-        for listener in listeners {
-            let Ok((client, _)) = listener.accept() else { continue };
+        for (listener, place) in listeners {
+            let Ok((client, peer)) = listener.accept() else { continue };
+            if !is_allowed(allow_from, *place, peer.ip()) {
+                continue;
+            }
             if clients.fetch_add(1, Ordering::Relaxed) >= CLIENTS {
                 clients.fetch_sub(1, Ordering::Relaxed);
                 continue;
@@ -312,6 +334,25 @@ mod tests {
         (socket, at)
     }
 
+    fn start(held: UdpSocket, addr: SocketAddr, relay: Vec<SocketAddr>) -> io::Result<Relay> {
+        let udp = vec![(held, Place { addr, intercepted: false })];
+        Relay::start(Sockets { udp, tcp: Vec::new() }, &Plan { relay, ..Plan::default() })
+    }
+
+    #[test]
+    fn who_may_not_ask_is_not_passed_on() {
+        let (held, addr) = udp();
+        let (server, there) = udp();
+        let prefixes = AllowFrom::Prefixes(vec!["10.0.0.0/8".parse().unwrap()]);
+        let plan = Plan { relay: vec![there], allow_from: prefixes, ..Plan::default() };
+        let udp_sockets = vec![(held, Place { addr, intercepted: false })];
+        let relay = Relay::start(Sockets { udp: udp_sockets, tcp: Vec::new() }, &plan).unwrap();
+        answer(&server);
+        udp().0.send_to(QUERY, addr).unwrap();
+        assert!(server_is_silent(&server));
+        assert_eq!(relay.passed(), 0);
+    }
+
     /// Answers one query, with its own bytes and QR.
     fn answer(server: &UdpSocket) -> Vec<u8> {
         let mut space = [0; 512];
@@ -326,7 +367,7 @@ mod tests {
         let (held, at) = udp();
         let (_silent, nowhere) = udp();
         let (server, there) = udp();
-        let relay = Relay::start(Sockets { udp: vec![held], tcp: Vec::new() }, vec![nowhere, there]).unwrap();
+        let relay = start(held, at, vec![nowhere, there]).unwrap();
         let (client, _) = udp();
         client.connect(at).unwrap();
         let began = Instant::now();
@@ -358,7 +399,7 @@ mod tests {
     fn a_server_that_asks_us_is_not_asked_any_more() {
         let (held, at) = udp();
         let (server, there) = udp();
-        let relay = Relay::start(Sockets { udp: vec![held], tcp: Vec::new() }, vec![there]).unwrap();
+        let relay = start(held, at, vec![there]).unwrap();
         let (mut space, forwards) = ([0; 512], udp().0);
         let (length, _) = server.recv_from(&mut space).unwrap();
         forwards.send_to(&space[..length], at).unwrap();
@@ -374,8 +415,9 @@ mod tests {
         let (_udp, at) = udp();
         let held = TcpListener::bind(at).unwrap();
         held.set_nonblocking(true).unwrap();
-        let sockets = Sockets { udp: Vec::new(), tcp: vec![held] };
-        let relay = Relay::start(sockets, vec![server.local_addr().unwrap()]).unwrap();
+        let sockets = Sockets { udp: Vec::new(), tcp: vec![(held, Place { addr: at, intercepted: false })] };
+        let plan = Plan { relay: vec![server.local_addr().unwrap()], ..Plan::default() };
+        let relay = Relay::start(sockets, &plan).unwrap();
         let mut client = TcpStream::connect(at).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let (mut upstream, _) = server.accept().unwrap();

@@ -23,6 +23,8 @@ struct Visitor {
     speaks: Option<Instant>,
     /// It gets everything as soon as the child has written its cache down, and at the latest then.
     waits: Option<Instant>,
+    /// It has everything, and takes over or goes.
+    takes_over: bool,
 }
 
 /// The door, and those who have come in.
@@ -89,7 +91,12 @@ impl Visitors {
         while self.inside.len() < MOST
             && let Some(socket) = self.door.as_ref().and_then(Door::welcome)
         {
-            self.inside.push(Visitor { socket, speaks: Some(now + PATIENCE), waits: None });
+            self.inside.push(Visitor {
+                socket,
+                speaks: Some(now + PATIENCE),
+                waits: None,
+                takes_over: false,
+            });
         }
         self.inside.retain(|visitor| visitor.speaks.is_none_or(|until| now < until));
         for at in (0..self.inside.len()).rev() {
@@ -97,7 +104,12 @@ impl Visitors {
             self.inside[at].speaks = None;
             match wish {
                 Wish::Standby => {}
+                // One at a time: each would take its turn for the only one.
+                Wish::Everything if self.inside.iter().any(|other| other.takes_over) => {
+                    handover::refuse(&self.inside.swap_remove(at).socket);
+                }
                 Wish::Everything => {
+                    self.inside[at].takes_over = true;
                     let patience = if write() { WRITE } else { Duration::ZERO };
                     self.inside[at].waits = Some(now + patience);
                 }

@@ -22,6 +22,8 @@ use crate::sys;
 const ASK: Duration = Duration::from_secs(1);
 /// So often answers are looked for.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
+/// We were not run for so long ourselves, and so cannot tell whether the agent was.
+const OVERSLEPT: Duration = Duration::from_millis(500);
 /// An agent says its first word by then.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 /// Streams that wait for an answer, one a second.
@@ -118,6 +120,11 @@ impl Watchdog {
     /// Looks, asks, and says why the agent is to be given up, if it is. `sockets` are those where it takes queries.
     pub(super) fn look<'a>(&mut self, sockets: impl Iterator<Item = &'a OwnedFd>) -> Option<&'static str> {
         let now = Instant::now();
+        if now.saturating_duration_since(self.next) > OVERSLEPT {
+            // The whole machine may have stood still.
+            self.said = self.said.and(Some(now));
+            (self.udp.waits_since, self.tcp.waits_since) = (None, None);
+        }
         self.next = now + LOOK;
         let drops =
             sockets.filter_map(|socket| sys::queue_of(socket).ok()).map(|(_, drops)| u64::from(drops)).sum();
@@ -200,6 +207,9 @@ impl Stream {
         }
         let mut answer = [0; 512];
         match self.stream.read(&mut answer) {
+            // It was let in and sent away, as the limit of clients may be reached: that takes somebody who lives.
+            Ok(0) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(true),
             Ok(length) => Ok(answer.get(2..length).is_some_and(is_answer)),
             Err(error) if would_block(&error) => Ok(false),
             Err(error) => Err(error),
