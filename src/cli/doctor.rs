@@ -10,6 +10,7 @@ use super::{BAD_CONFIG, CONTROL};
 use crate::config::file;
 use crate::doctor::finding::{Finding, Level};
 use crate::doctor::sources::Sources;
+use crate::doctor::words::quoted;
 use crate::doctor::{self, Case};
 
 /// Where kubeadm and most installers have it (kubelet's `--config`).
@@ -53,6 +54,7 @@ pub(super) fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
     let case = Case { config, sources, control, again: command_line() };
     let mut seen = Summary::default();
     let mut tell = |finding: Finding| {
+        let finding = finding.printable();
         seen.add(&finding);
         if options.json { println!("{}", json!(finding)) } else { print(&finding) }
     };
@@ -66,12 +68,15 @@ pub(super) fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
 
 /// This very command, as a shell takes it.
 fn command_line() -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-=:@%+,".contains(letter);
-    let quoted = |word: String| match word.chars().all(plain) {
-        true if !word.is_empty() => word,
-        _ => format!("'{}'", word.replace('\'', r"'\''")),
-    };
-    std::env::args_os().map(|word| quoted(word.to_string_lossy().into_owned())).collect::<Vec<_>>().join(" ")
+    std::env::args_os().map(|word| argument(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
+}
+
+/// An option is meant to be one.
+fn argument(word: &str) -> String {
+    match word.strip_prefix("--").filter(|rest| !rest.is_empty()) {
+        Some(rest) => format!("--{}", rest.split('=').map(quoted).collect::<Vec<_>>().join("=")),
+        None => quoted(word),
+    }
 }
 
 fn print(finding: &Finding) {
@@ -123,6 +128,13 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_is_repeated_as_it_was_given() {
+        let given = ["nodens", "doctor", "--json", "--config", "a b", "--control=/run/x;y", "x\ny"];
+        let again = given.map(argument).join(" ");
+        assert_eq!(again, r"nodens doctor --json --config 'a b' --control='/run/x;y' 'x\ny'");
+    }
 
     #[test]
     fn the_last_line_counts_checks_and_what_they_found() {
