@@ -38,9 +38,8 @@ fn is_plain_text(letter: char) -> bool {
 pub fn quoted(word: &str) -> String {
     let word = shown(word);
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-:@%+,".contains(letter);
-    // A first `=` or `~` means something to shells, and a first `-` to nearly all programs.
-    let plainly = !word.is_empty() && !word.starts_with('-') && word.chars().all(plain);
-    if plainly { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    // A first `=` or `~` means something to shells.
+    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// Whether nft(8) takes a name as it is, and for a name alone. It reads all of its words as one line of a language of
