@@ -8,6 +8,7 @@ pub mod firewall;
 pub mod kubelet;
 pub mod memory;
 pub mod node_cache;
+mod opened;
 pub mod port;
 pub mod resolv;
 pub mod routes;

@@ -39,7 +39,11 @@ pub fn quoted(word: &str) -> String {
     let word = shown(word);
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-:@%+,".contains(letter);
     // A first `=` or `~` means something to shells.
-    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// Whether nft(8) takes a name as it is, and for a name alone. It reads all of its words as one line of a language of
@@ -53,7 +57,9 @@ pub fn is_nft_name(name: &str) -> bool {
 pub fn nft(names: &[&str], command: impl FnOnce() -> String) -> String {
     match names.iter().find(|name| !is_nft_name(name)) {
         None => command(),
-        Some(odd) => format!("# nft takes no name such as {}: look at it by\nnft -a list ruleset", quoted(odd)),
+        Some(odd) => {
+            format!("# nft takes no name such as {}: look at it by\nnft -a list ruleset", quoted(odd))
+        }
     }
 }
 
@@ -139,7 +145,8 @@ mod tests {
 
     #[test]
     fn what_iptables_saves_is_read_by_its_quotes() {
-        let text = "*raw\n-A X --comment \"a \\\"b\\\"\nc\" -j Y\n-A Z --comment \"\"\nCOMMIT\n-A \"cut\n-A W";
+        let text =
+            "*raw\n-A X --comment \"a \\\"b\\\"\nc\" -j Y\n-A Z --comment \"\"\nCOMMIT\n-A \"cut\n-A W";
         let lines = saved_lines(text);
         assert_eq!(lines[1], ["-A", "X", "--comment", "a \"b\"\nc", "-j", "Y"]);
         assert_eq!(lines[2], ["-A", "Z", "--comment", ""]);

@@ -67,7 +67,8 @@ fn what_the_agents_clients_need_stays(program: &str) {
     let kept = iptables_rules(&format!("{program}-save"));
     let kept = kept.iter().filter(|rule| rule.contains("NodeLocal DNS Cache: allow")).count();
     assert_eq!(kept, 2, "{all:#?}");
-    let says = |found: &&crate::examine::Finding| found.check == "node-cache" && found.what.contains("2 rules");
+    let says =
+        |found: &&crate::examine::Finding| found.check == "node-cache" && found.what.contains("2 rules");
     assert_eq!(all.iter().filter(says).count(), 1, "it is said that they stay: {all:#?}");
 }
 

@@ -36,13 +36,12 @@ impl Rest {
             lines.extend(ip(words).lines().map(|line| format!("ip {words}: {}", line.trim())));
         }
         let up = ip("-o link show up");
-        lines.extend(up.lines().filter_map(|line| line.split(": ").nth(1)).map(|link| format!("{link} is up")));
-        for save in [
-            "iptables-legacy-save",
-            "ip6tables-legacy-save",
-            "iptables-nft-save",
-            "ip6tables-nft-save",
-        ] {
+        lines.extend(
+            up.lines().filter_map(|line| line.split(": ").nth(1)).map(|link| format!("{link} is up")),
+        );
+        for save in
+            ["iptables-legacy-save", "ip6tables-legacy-save", "iptables-nft-save", "ip6tables-nft-save"]
+        {
             lines.extend(iptables_rules(save).into_iter().map(|rule| format!("{save}: {rule}")));
         }
         let keys = "^net\\.ipv[46]\\.conf\\..*\\.(arp_ignore|rp_filter|disable_ipv6|forwarding|proxy_arp)$";

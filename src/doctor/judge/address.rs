@@ -229,7 +229,8 @@ impl Held {
             all.iter().filter(of_its_family).filter(move |held| !is_it(held))
         };
         let is_alone_in_its_network = !beside().any(|held| {
-            held.prefix == self.prefix && network(held.address, held.prefix) == network(self.address, self.prefix)
+            held.prefix == self.prefix
+                && network(held.address, held.prefix) == network(self.address, self.prefix)
         });
         let has_no_network = self.prefix == bits(self.address);
         let is_the_last = beside().next().is_none();
@@ -371,7 +372,9 @@ mod tests {
         assert!(found.len() == 3 && found.iter().all(|found| found.level == Level::Ok), "{found:#?}");
         // Given by the configuration, it is still the link's own.
         let on_eth0 = Wanted { address_on: Some("eth0"), ..wanted };
-        assert!(judge(&on_eth0, &all, &[]).iter().all(|found| found.mend.is_empty() || found.level == Level::Ok));
+        assert!(
+            judge(&on_eth0, &all, &[]).iter().all(|found| found.mend.is_empty() || found.level == Level::Ok)
+        );
     }
 
     #[test]
@@ -381,7 +384,10 @@ mod tests {
         let alone = held("169.254.20.10", 32, "eth0");
         assert!(!own.goes_alone(&[own.clone(), alone.clone()]), "it has a network");
         assert!(alone.goes_alone(&[own, alone.clone()]));
-        assert!(!alone.goes_alone(std::slice::from_ref(&alone)), "the link's routes go with its last address");
+        assert!(
+            !alone.goes_alone(std::slice::from_ref(&alone)),
+            "the link's routes go with its last address"
+        );
         let v6 = held("fd00::a", 128, "eth0");
         assert!(v6.goes_alone(std::slice::from_ref(&v6)));
         let on_lo = Held { link: LOOPBACK.to_owned(), ..second };

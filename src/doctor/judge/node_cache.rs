@@ -82,7 +82,7 @@ pub fn check(patient: &Patient) -> Vec<Finding> {
 
 /// Whether somebody listens at this very address who is not the agent that is examined.
 fn is_anothers(patient: &Patient, address: IpAddr) -> bool {
-    let (Ok(sockets), Ok(owners)) = (&patient.node.sockets, &patient.node.owners) else { return true };
+    let (Ok(sockets), Ok(owners)) = (&patient.node.sockets, &patient.node.owners) else { return false };
     let agent = patient.agent.pid;
     let is_the_agents = |inode| {
         owners.of.get(inode).is_some_and(|owners| owners.iter().all(|process| Some(process.pid) == agent))
@@ -132,7 +132,8 @@ fn runs(running: &[Process], ports: &[String]) -> Finding {
     if running.iter().any(|process| process.origin == Origin::Pod) {
         // It is on all nodes, and pods of the others ask it.
         mend.push(
-            "# once every node has the agent: kubectl -n kube-system delete daemonset node-local-dns".to_owned(),
+            "# once every node has the agent: kubectl -n kube-system delete daemonset node-local-dns"
+                .to_owned(),
         );
     }
     mend.push(
@@ -224,7 +225,8 @@ fn saved(facts: &Facts<'_>, program: &str, text: &str) -> Left {
         if is_needed(facts, &lines, table, rule) {
             left.needed += 1;
         } else if rule.iter().any(|word| word.contains(char::is_control)) {
-            left.commands.push(format!("{program} -w -t {} -S   # one has a line's end in it", quoted(table)));
+            left.commands
+                .push(format!("{program} -w -t {} -S   # one has a line's end in it", quoted(table)));
         } else {
             let rule = rule.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
             left.commands.push(format!("{program} -w -t {} -D {rule}", quoted(table)));
@@ -287,7 +289,8 @@ fn drops(lines: &[Vec<String>], table: &str, chain: &str) -> bool {
 
 /// Chains of somebody's own, but for kube-proxy's and the kubelet's, which drop no DNS.
 fn may_be_led_to(chain: &str) -> bool {
-    !["INPUT", "OUTPUT", "FORWARD", "PREROUTING", "POSTROUTING"].contains(&chain) && !chain.starts_with("KUBE-")
+    !["INPUT", "OUTPUT", "FORWARD", "PREROUTING", "POSTROUTING"].contains(&chain)
+        && !chain.starts_with("KUBE-")
 }
 
 /// The same where iptables' program is missing.
@@ -304,7 +307,9 @@ fn by_handle(facts: &Facts<'_>, tables: &[TableSeen], table: &TableSeen, left: &
         let accepts = rule.has("ACCEPT") || rule.has("accept");
         let needed = match accepts {
             true => drops(table, &chain.name),
-            false => !facts.notrack && tables.iter().any(|table| drops(table, "INPUT") || drops(table, "OUTPUT")),
+            false => {
+                !facts.notrack && tables.iter().any(|table| drops(table, "INPUT") || drops(table, "OUTPUT"))
+            }
         };
         if ours && needed {
             left.needed += 1;
@@ -331,7 +336,7 @@ fn link(facts: &Facts<'_>) -> Option<Finding> {
     if facts.link_is_used {
         return Some(Finding::warning(
             CHECK,
-            format!("NodeLocal DNSCache has left its link {LINK}{with}, where somebody listens"),
+            format!("NodeLocal DNSCache has left its link {LINK}{with}, where somebody else listens"),
             "Who cleans up after it takes these addresses away.",
             format!("ss -tulnp\nip address show dev {LINK}\n# once nobody needs these addresses: {delete}"),
         ));
@@ -350,7 +355,9 @@ fn link(facts: &Facts<'_>) -> Option<Finding> {
         Some(on) if facts.agent => {
             ("uses", format!("{delete}\n# within a second the agent holds them on {}", quoted(on)))
         }
-        Some(on) => ("will use", format!("{delete}\n# when the agent starts it holds them on {}", quoted(on))),
+        Some(on) => {
+            ("will use", format!("{delete}\n# when the agent starts it holds them on {}", quoted(on)))
+        }
     };
     Some(Finding::warning(
         CHECK,
@@ -473,7 +480,8 @@ mod tests {
         assert_eq!((left[0].level, left[0].mend.as_str()), (Level::Warning, "ip link del nodelocaldns"));
         let used = of(None, &ours);
         assert!(used[0].what.ends_with("the agent uses and does not look after"), "{used:#?}");
-        let commands = "ip address add 169.254.20.10/32 dev lo scope host\nip link del nodelocaldns\n# or adopt";
+        let commands =
+            "ip address add 169.254.20.10/32 dev lo scope host\nip link del nodelocaldns\n# or adopt";
         assert!(used[0].mend.starts_with(commands), "{used:#?}");
         let anothers = is(true, true, None, &[]);
         assert!(anothers[0].mend.lines().all(|line| line.starts_with("ss ")
@@ -482,7 +490,9 @@ mod tests {
         // Held on a link of the configuration, it comes to be there and nowhere else.
         let moved = of(Some("eth7"), &ours);
         assert!(moved[0].what.ends_with("which the agent uses"), "{moved:#?}");
-        assert!(moved[0].mend.starts_with("ip address add 169.254.20.10/32 dev eth7 scope host\nip link del"));
+        assert!(
+            moved[0].mend.starts_with("ip address add 169.254.20.10/32 dev eth7 scope host\nip link del")
+        );
         let made = of(Some("dns0"), &ours);
         assert!(made[0].mend.starts_with("ip link del nodelocaldns\n# within a second"), "{made:#?}");
         let later = is(false, false, Some("dns0"), &ours);
@@ -516,7 +526,8 @@ mod tests {
             let rule =
                 RuleSeen { handle: 9, comment, addresses: ours.into(), expressions, ..RuleSeen::default() };
             let chains = vec![ChainSeen { name: "INPUT".into(), base: base(drops), rules: vec![rule] }];
-            let table = TableSeen { family: Family::Ip, name: "filter".into(), owner: None, chains, left_out: 0 };
+            let table =
+                TableSeen { family: Family::Ip, name: "filter".into(), owner: None, chains, left_out: 0 };
             judge(&Facts { listen: &ours, ..facts(&nobody, &[], &Ok(vec![table])) })[0].level
         };
         assert_eq!([by_number(true), by_number(false)], [Level::Ok, Level::Warning]);

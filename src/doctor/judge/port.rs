@@ -165,9 +165,8 @@ fn taken(
 
 /// What ends a process, unless it serves others as well: then that is for people to decide.
 fn end(facts: &Facts<'_>, process: &Process, at: SocketAddr) -> String {
-    let has = |socket: &&Bound| {
-        facts.owners.of.get(&socket.inode).is_some_and(|owners| owners.contains(process))
-    };
+    let has =
+        |socket: &&Bound| facts.owners.of.get(&socket.inode).is_some_and(|owners| owners.contains(process));
     let its = facts.sockets.iter().filter(|socket| socket.addr.port() == at.port()).filter(has);
     let others: BTreeSet<SocketAddr> =
         its.map(|socket| socket.addr).filter(|addr| !facts.ours.contains(addr)).collect();
@@ -289,8 +288,12 @@ mod tests {
         }
         let at: SocketAddr = AT.parse().unwrap();
         let from = from.map_err(str::to_owned);
-        let answers =
-            [Protocol::Udp, Protocol::Tcp].map(|protocol| Answer { addr: at, protocol, from: from.clone() });
+        let answers = [Protocol::Udp, Protocol::Tcp].map(|protocol| Answer {
+            addr: at,
+            protocol,
+            from: from.clone(),
+            has_left: true,
+        });
         let ours = BTreeSet::from([at]);
         judge(&Facts { agent: &agent, sockets: &all, owners: &owners, answers: &answers, ours: &ours }, at)
     }
@@ -335,8 +338,14 @@ mod tests {
                 Ok(Answerer::Other),
             );
             let mend = &found[0].mend;
-            assert!(mend.starts_with("ss -tulnp 'sport = :53'\n# it serves ") && mend.contains(other), "{mend}");
-            assert!(mend.lines().skip(1).all(|line| line.starts_with('#')) && mend.contains("kill 8"), "{mend}");
+            assert!(
+                mend.starts_with("ss -tulnp 'sport = :53'\n# it serves ") && mend.contains(other),
+                "{mend}"
+            );
+            assert!(
+                mend.lines().skip(1).all(|line| line.starts_with('#')) && mend.contains("kill 8"),
+                "{mend}"
+            );
         }
     }
 

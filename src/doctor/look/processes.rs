@@ -237,7 +237,8 @@ mod tests {
             let process = process(&sources, 7);
             assert_eq!(process.to_string(), "x\\nreboot;\\u{1b}[2J (pid 7)");
             let lines = process.stop();
-            let changes = |line: &str| !line.starts_with("# ") && line != "systemctl status 7" && line != "kill 7";
+            let changes =
+                |line: &str| !line.starts_with("# ") && line != "systemctl status 7" && line != "kill 7";
             assert!(!lines.lines().any(changes) && !lines.contains('\u{1b}'), "{lines:?}");
         }
     }
