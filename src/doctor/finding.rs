@@ -90,3 +90,16 @@ impl Unseen {
 
 /// What was looked at, or why not.
 pub type Seen<T> = Result<T, Unseen>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_has_no_control_characters() {
+        let odd = "a\nb\u{1b}[2J";
+        let Finding { what, why, mend, .. } = Finding::problem("port", odd, odd, odd).printable();
+        assert_eq!(what, "a\\nb\\u{1b}[2J");
+        assert_eq!([why, mend], ["a\nb\\u{1b}[2J"; 2]);
+    }
+}

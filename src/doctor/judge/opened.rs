@@ -1,7 +1,7 @@
 //! Rules that agents have put into firewalls of others (`network.accept_untracked`). They do not end with an agent that is
 //! killed: the next one takes them over if it wants the same, and nobody looks after them if not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::doctor::Patient;
@@ -45,11 +45,16 @@ pub(super) fn check(patient: &Patient, tables: &[TableSeen]) -> Vec<Finding> {
     judge(tables, whose)
 }
 
-/// What deletes rules, by their chain and whose they are.
-type Left = BTreeMap<(String, Whose), Vec<String>>;
+/// Rules of one chain that are the same people's.
+#[derive(Debug, Default)]
+struct Left {
+    addresses: BTreeSet<SocketAddr>,
+    /// What deletes each.
+    commands: Vec<String>,
+}
 
 fn judge(tables: &[TableSeen], whose: impl Fn(SocketAddr) -> Option<Whose>) -> Vec<Finding> {
-    let mut left = Left::new();
+    let mut all: BTreeMap<(String, Whose), Left> = BTreeMap::new();
     for table in tables.iter().filter(|table| table.owner.is_none()) {
         for chain in &table.chains {
             let name = format!("{} {} {}", table.family.name(), table.name, chain.name);
@@ -61,14 +66,27 @@ fn judge(tables: &[TableSeen], whose: impl Fn(SocketAddr) -> Option<Whose>) -> V
                 let Some(whose) = whose(at) else { continue };
                 let delete =
                     nft(&[&table.name, &chain.name], || format!("nft delete rule {name} handle {handle}"));
-                left.entry((name.clone(), whose)).or_default().push(delete);
+                let left = all.entry((name.clone(), whose)).or_default();
+                left.addresses.insert(at);
+                left.commands.push(delete);
             }
         }
     }
-    left.into_iter().map(|((chain, whose), commands)| finding(&chain, whose, &commands)).collect()
+    all.into_iter().map(|((chain, whose), left)| finding(&chain, whose, &left)).collect()
 }
 
-fn finding(chain: &str, whose: Whose, commands: &[String]) -> Finding {
+/// Some addresses, and how many more.
+fn listed(addresses: &BTreeSet<SocketAddr>) -> String {
+    const SHOWN: usize = 4;
+    let shown: Vec<String> = addresses.iter().take(SHOWN).map(ToString::to_string).collect();
+    match addresses.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn finding(chain: &str, whose: Whose, Left { addresses, commands }: &Left) -> Finding {
+    let addresses = listed(addresses);
     let count = match commands.len() {
         1 => "a rule".to_owned(),
         several => format!("{several} rules"),
@@ -82,14 +100,14 @@ fn finding(chain: &str, whose: Whose, commands: &[String]) -> Finding {
     match whose {
         Whose::Nobodys => Finding::warning(
             CHECK,
-            format!("an agent has left {count} in chain {chain}, for addresses where nobody listens"),
+            format!("an agent has left {count} in chain {chain} for {addresses}, where nobody listens"),
             why,
             commands.join("\n"),
         ),
         Whose::Unasked => Finding::warning(
             CHECK,
             format!(
-                "an agent has left {count} in chain {chain} for addresses of this one, which does not ask for them"
+                "an agent has left {count} in chain {chain} for {addresses}, and network.accept_untracked does not ask for them"
             ),
             why,
             format!(
@@ -100,7 +118,7 @@ fn finding(chain: &str, whose: Whose, commands: &[String]) -> Finding {
         ),
         Whose::Unknown => Finding::warning(
             CHECK,
-            format!("an agent has put {count} into chain {chain} for addresses that are not this one's"),
+            format!("an agent has put {count} into chain {chain} for {addresses}, which is not this one's"),
             why,
             format!(
                 "ss -tulnp 'sport = :53'\n# where nobody listens at their addresses:\n{}",
