@@ -8,6 +8,7 @@ pub mod finding;
 pub mod judge;
 pub mod look;
 pub mod sources;
+pub mod words;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -32,6 +32,8 @@ mod nftables;
 mod places;
 #[path = "doctor/ports.rs"]
 mod ports;
+#[path = "doctor/rest.rs"]
+mod rest;
 #[path = "doctor/support.rs"]
 mod support;
 #[path = "netns/topology.rs"]

@@ -10,6 +10,7 @@ use super::{BAD_CONFIG, CONTROL};
 use crate::config::file;
 use crate::doctor::finding::{Finding, Level};
 use crate::doctor::sources::Sources;
+use crate::doctor::words::quoted;
 use crate::doctor::{self, Case};
 
 /// Where kubeadm and most installers have it (kubelet's `--config`).
@@ -53,6 +54,7 @@ pub(super) fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
     let case = Case { config, sources, control, again: command_line() };
     let mut seen = Summary::default();
     let mut tell = |finding: Finding| {
+        let finding = finding.printable();
         seen.add(&finding);
         if options.json { println!("{}", json!(finding)) } else { print(&finding) }
     };
@@ -66,12 +68,7 @@ pub(super) fn doctor(options: &Options) -> anyhow::Result<ExitCode> {
 
 /// This very command, as a shell takes it.
 fn command_line() -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-=:@%+,".contains(letter);
-    let quoted = |word: String| match word.chars().all(plain) {
-        true if !word.is_empty() => word,
-        _ => format!("'{}'", word.replace('\'', r"'\''")),
-    };
-    std::env::args_os().map(|word| quoted(word.to_string_lossy().into_owned())).collect::<Vec<_>>().join(" ")
+    std::env::args_os().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }
 
 fn print(finding: &Finding) {

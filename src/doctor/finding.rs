@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::words::{lines_shown, shown};
+
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -32,6 +34,12 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// The same with nothing in it that a terminal or a shell would take for a command, whatever was read.
+    pub fn printable(self) -> Self {
+        let Self { check, level, what, why, mend } = self;
+        Self { check, level, what: shown(&what), why: lines_shown(&why), mend: lines_shown(&mend) }
+    }
+
     /// As it should be.
     pub fn ok(check: &'static str, what: impl Into<String>) -> Self {
         Self { check, level: Level::Ok, what: what.into(), why: String::new(), mend: String::new() }
@@ -82,3 +90,16 @@ impl Unseen {
 
 /// What was looked at, or why not.
 pub type Seen<T> = Result<T, Unseen>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_has_no_control_characters() {
+        let odd = "a\nb\u{1b}[2J";
+        let Finding { what, why, mend, .. } = Finding::problem("port", odd, odd, odd).printable();
+        assert_eq!(what, "a\\nb\\u{1b}[2J");
+        assert_eq!([why, mend], ["a\nb\\u{1b}[2J"; 2]);
+    }
+}

@@ -8,6 +8,7 @@ pub mod firewall;
 pub mod kubelet;
 pub mod memory;
 pub mod node_cache;
+mod opened;
 pub mod port;
 pub mod resolv;
 pub mod routes;
@@ -19,6 +20,7 @@ use std::net::IpAddr;
 
 use super::Patient;
 use super::finding::Unseen;
+use super::words::quoted;
 
 /// What starts the agent, whoever runs it.
 pub const START: &str = "systemctl restart nodens\n\
@@ -31,6 +33,12 @@ pub const OF_THE_NETWORK: [&str; 7] =
 /// An address alone, as a prefix.
 fn whole(address: IpAddr) -> String {
     format!("{address}/{}", bits(address))
+}
+
+/// Gives a link an address, as the agent does it.
+fn hold(address: IpAddr, link: &str) -> String {
+    let how = if address.is_ipv4() { "scope host" } else { "nodad" };
+    format!("ip address add {} dev {} {how}", whole(address), quoted(link))
 }
 
 fn bits(address: IpAddr) -> u8 {

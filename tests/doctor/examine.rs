@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use serde::Deserialize;
 
 use crate::home::Home;
+use crate::rest::Rest;
 use crate::support::{program, run, seconds, wait_until};
 
 /// One line of `--json`, with these keys and no other.
@@ -83,11 +84,13 @@ pub(crate) fn named(home: &Home, check: &str, level: Level, parts: &[&str]) -> F
 }
 
 /// Carries out what a finding says, as it says it, and waits until it is no longer found. Nothing of its check may be
-/// wrong then.
+/// wrong then, and nothing else of the node may be gone.
 #[track_caller]
 pub(crate) fn mend(home: &Home, finding: &Finding) {
     eprintln!("{}: {}\n$ {}", finding.check, finding.what, finding.mend.replace('\n', "\n$ "));
+    let rest = Rest::now();
     shell(&finding.mend, &[]);
+    rest.is_left_alone_by(finding);
     let mut left = String::new();
     wait_until(&format!("`{}` ends: {}", finding.mend, finding.what), seconds(10), || {
         let all = examine(home);

@@ -8,7 +8,7 @@ use crate::examine::{Level, examine, mend, named, shell, wrong};
 use crate::home::{Home, LISTEN};
 use crate::kernel::{feed, ip, iptables_rules, nft};
 use crate::support::{Process, seconds, wait_until};
-use crate::topology::{CLUSTER_IP, Families, Node, Proxy, Topology, on_a_node};
+use crate::topology::{CLUSTER_IP, Families, Firewall, Node, Proxy, Topology, on_a_node};
 
 const HOLDING: &str = "address_on: dns0, notrack: true";
 
@@ -50,6 +50,38 @@ fn what_node_cache_leaves_goes_by_the_commands(program: &str) {
     }
     mend(&home, &named(&home, "node-cache", Level::Warning, &["20 rules", program]));
     assert_eq!(iptables_rules(&format!("{program}-save")), before, "others' rules are as they were");
+}
+
+/// In a migration node-cache's rules are what lets queries to its address in.
+#[track_caller]
+fn what_the_agents_clients_need_stays(program: &str) {
+    let _node = Node::start();
+    let home = Home::new(HOLDING);
+    let _agent = home.start();
+    feed(&format!("{program}-restore"), "iptables", &["--noflush", "-w", "20"], &its_rules());
+    assert!(wrong(&examine(&home), "firewall").is_empty(), "node-cache's rules let them in");
+    mend(&home, &named(&home, "node-cache", Level::Warning, &["8 rules", program]));
+    let all = examine(&home);
+    assert!(wrong(&all, "firewall").is_empty(), "{all:#?}");
+    // Of the chain INPUT, which drops.
+    let kept = iptables_rules(&format!("{program}-save"));
+    let kept = kept.iter().filter(|rule| rule.contains("NodeLocal DNS Cache: allow")).count();
+    assert_eq!(kept, 2, "{all:#?}");
+    let says =
+        |found: &&crate::examine::Finding| found.check == "node-cache" && found.what.contains("2 rules");
+    assert_eq!(all.iter().filter(says).count(), 1, "it is said that they stay: {all:#?}");
+}
+
+#[test]
+fn rules_of_node_cache_in_iptables_legacy_that_let_our_queries_in_stay() {
+    let topology = Topology::new(Proxy::IptablesLegacy).guarded(Firewall::DropsUntracked);
+    on_a_node(topology.only(Families::V4), || what_the_agents_clients_need_stays("iptables-legacy"));
+}
+
+#[test]
+fn rules_of_node_cache_in_iptables_nft_that_let_our_queries_in_stay() {
+    let topology = Topology::new(Proxy::IptablesNft).guarded(Firewall::DropsUntracked);
+    on_a_node(topology.only(Families::V4), || what_the_agents_clients_need_stays("iptables-nft"));
 }
 
 #[test]

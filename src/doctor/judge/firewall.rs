@@ -9,6 +9,7 @@ use super::rules::is_ours;
 use crate::doctor::Patient;
 use crate::doctor::finding::{Finding, Unseen};
 use crate::doctor::look::iptables::Saved;
+use crate::doctor::words::nft;
 use crate::node::netfilter::{Base, ChainSeen, Family, RuleSeen, TableSeen};
 
 const CHECK: &str = "firewall";
@@ -146,17 +147,20 @@ fn open(table: &TableSeen, chain: &ChainSeen, base: &Base, lost: &[SocketAddr]) 
         );
     }
     let (direction, port) = if inward { ("daddr", "dport") } else { ("saddr", "sport") };
+    let names = [table.name.as_str(), chain.name.as_str()];
     let command = |at: &SocketAddr| {
         let ip = if at.is_ipv4() { "ip" } else { "ip6" };
-        format!(
-            "nft 'insert rule {} {} {} {ip} {direction} {} meta l4proto {{ udp, tcp }} th {port} {} ct state untracked \
-             accept'",
-            table.family.name(),
-            table.name,
-            chain.name,
-            at.ip(),
-            at.port()
-        )
+        nft(&names, || {
+            format!(
+                "nft 'insert rule {} {} {} {ip} {direction} {} meta l4proto {{ udp, tcp }} th {port} {} ct state \
+                 untracked accept'",
+                table.family.name(),
+                names[0],
+                names[1],
+                at.ip(),
+                at.port()
+            )
+        })
     };
     let commands: Vec<String> = lost.iter().map(command).collect();
     format!("{}\n# or network: {{ accept_untracked: true }}, and the agent keeps it so", commands.join("\n"))
@@ -272,6 +276,19 @@ mod tests {
         assert_eq!(judged(true, vec![in_a_set])[0].level, Level::Unknown);
         assert_eq!(judged(false, vec![lo.clone()]), [], "what no rule decides about is accepted");
         assert_eq!(judged(false, vec![lo, rule(&["counter", "drop"], None, None, &[])]).len(), 1);
+    }
+
+    #[test]
+    fn a_chain_is_no_command_whatever_it_is_called() {
+        let base = Some(Base { kind: "filter".into(), hook: 1, priority: 0, drops: true });
+        let chains = vec![ChainSeen { name: "a'; id; '".into(), base, rules: vec![] }];
+        let table = TableSeen { family: Family::Inet, name: "x".into(), owner: None, chains, left_out: 0 };
+        let found = judge(&table, &["169.254.20.10:53".parse().unwrap()]);
+        let lines: Vec<&str> = found[0].mend.lines().collect();
+        assert!(
+            lines.iter().all(|line| line.starts_with('#') || *line == "nft -a list ruleset"),
+            "{lines:?}"
+        );
     }
 
     #[test]

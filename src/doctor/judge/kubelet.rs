@@ -9,6 +9,7 @@ use crate::config::{Config, DNS_PORT};
 use crate::doctor::Patient;
 use crate::doctor::finding::Finding;
 use crate::doctor::look::kubelet::{Kubelet, Place, kubelet};
+use crate::doctor::words::quoted;
 
 const CHECK: &str = "kubelet";
 /// resolv.conf(5), MAXNS: stub resolvers ask no more servers than these, and the kubelet leaves out what comes after.
@@ -102,7 +103,7 @@ fn mend(config: &Config, place: &Place, entries: &[String]) -> String {
     match (place, ours.is_empty()) {
         (_, true) => lines.push("# first have the agent listen at an address with port 53".to_owned()),
         (Place::File(path), false) => {
-            lines.push(format!("# in {path}:"));
+            lines.push(format!("# in {}:", quoted(path)));
             lines.push("#   clusterDNS:".to_owned());
             lines.extend(ours.iter().map(|ip| format!("#   - {ip}")));
         }
@@ -214,6 +215,13 @@ mod tests {
             Kubelet { cluster_dns: Err(Unseen::new("not there", "ps -o args= -C kubelet")), ..told(&[]) };
         let finding = judge(&config, &unseen);
         assert_eq!((finding.level, finding.mend.as_str()), (Level::Unknown, "ps -o args= -C kubelet"));
+    }
+
+    #[test]
+    fn a_path_is_no_command() {
+        let kubelet = Kubelet { place: Place::File("/x\nreboot".into()), ..told(&["10.96.0.10"]) };
+        let finding = judge(&config(&["169.254.20.10:53"], &[]), &kubelet);
+        assert_eq!(finding.mend.lines().next(), Some("# in '/x\\nreboot':"), "{finding:?}");
     }
 
     #[test]

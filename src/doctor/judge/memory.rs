@@ -8,6 +8,7 @@ use crate::doctor::Patient;
 use crate::doctor::finding::{Finding, Seen, Unseen};
 use crate::doctor::look::agent::SEES_PROCESSES;
 use crate::doctor::look::memory::{Limit, limit};
+use crate::doctor::words::quoted;
 use crate::resolve::flight::Waiter;
 use crate::serve::BUFFERED;
 use crate::upstream::connection;
@@ -107,11 +108,19 @@ fn mend(config: &Config, limit: &Limit, wanted: u64) -> String {
     let file = limit.file.to_string_lossy();
     let manifest =
         format!("# in the agent's manifest:\n#   resources: {{ limits: {{ memory: {wanted_mib}Mi }} }}");
-    let unit = format!("systemctl set-property nodens MemoryMax={wanted_mib}M");
-    let mut lines = vec![match (file.contains("kubepods"), file.contains(".service")) {
-        (true, _) => manifest,
-        (_, true) => unit,
-        _ => format!("{manifest}\n# or, as a unit of systemd:\n{unit}"),
+    let set = |unit: &str| format!("systemctl set-property {} MemoryMax={wanted_mib}M", quoted(unit));
+    // A limit of a slice is for others as well, and a user's units are none of the system's.
+    let holder =
+        limit.file.parent().and_then(|folder| folder.file_name()).unwrap_or_default().to_string_lossy();
+    let is_of_the_system = !file.contains("/user.slice/") && !file.contains("/user@");
+    let mut lines = vec![if file.contains("kubepods") {
+        manifest
+    } else if holder.ends_with(".service") && is_of_the_system {
+        set(&holder)
+    } else if holder.ends_with(".slice") || holder.ends_with(".scope") {
+        format!("# {} has the limit, for all that is in it:\n#   {}", quoted(&holder), set(&holder))
+    } else {
+        format!("{manifest}\n# or, for its unit of systemd:\n#   {}", set("UNIT"))
     }];
     let rest = wanted - config.cache.size;
     let cache = limit.bytes.saturating_sub(rest + rest * SPARE_PERCENT / 100) >> 20;
@@ -189,7 +198,17 @@ mod tests {
     fn the_mend_is_for_whoever_set_the_limit() {
         let mend = |file| judge(&Config::default(), &limit_of(40, file)).mend;
         let unit = mend("/sys/fs/cgroup/system.slice/nodens.service/memory.max");
-        assert!(unit.starts_with("systemctl set-property nodens MemoryMax="), "{unit}");
+        assert!(unit.starts_with("systemctl set-property nodens.service MemoryMax="), "{unit}");
+        let other = mend("/sys/fs/cgroup/system.slice/dns-cache.service/memory.max");
+        assert!(other.starts_with("systemctl set-property dns-cache.service MemoryMax="), "{other}");
+        let odd = mend("/sys/fs/cgroup/system.slice/a$(id)\\x2d.service/memory.max");
+        assert!(odd.starts_with("systemctl set-property 'a$(id)\\x2d.service' MemoryMax="), "{odd}");
+        for shared in
+            ["/sys/fs/cgroup/system.slice/memory.max", "/sys/fs/cgroup/user.slice/user@1.service/memory.max"]
+        {
+            let shared = mend(shared);
+            assert!(shared.lines().all(|line| line.starts_with('#')), "{shared}");
+        }
         let pod = mend("/sys/fs/cgroup/kubepods.slice/memory.max");
         assert!(pod.contains("resources: { limits: { memory: ") && !pod.contains("systemctl"), "{pod}");
         let either = mend("/sys/fs/cgroup/memory.max");

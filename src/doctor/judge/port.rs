@@ -22,6 +22,8 @@ struct Facts<'a> {
     sockets: &'a [Bound],
     owners: &'a Owners,
     answers: &'a [Answer],
+    /// Addresses that are to be the agent's.
+    ours: &'a BTreeSet<SocketAddr>,
 }
 
 /// Looks, and judges.
@@ -33,8 +35,9 @@ pub fn check(patient: &Patient) -> Vec<Finding> {
             return vec![Finding::unknown(CHECK, "sockets could not be listed", unseen)];
         }
     };
-    let facts = Facts { agent, sockets, owners, answers: &node.answers };
     let listen: BTreeSet<SocketAddr> = patient.config.listen.iter().copied().collect();
+    let ours = listen.iter().copied().chain(patient.cluster_ips()).collect();
+    let facts = Facts { agent, sockets, owners, answers: &node.answers, ours: &ours };
     let mut findings: Vec<Finding> = listen.into_iter().flat_map(|at| judge(&facts, at)).collect();
     // Before it is ready nobody is to be there: the cluster's DNS answers.
     if agent.is_ready() {
@@ -109,7 +112,7 @@ fn judge_one(facts: &Facts<'_>, at: SocketAddr, protocol: Protocol) -> Found {
     let from = answer.map(|answer| answer.from.as_ref());
     let ok = |what: String| Found { level: Level::Ok, what, why: String::new(), mend: String::new() };
     if !holders.others.is_empty() && (holders.exact || holders.agents.is_empty()) {
-        return taken(facts.agent, &holders, from);
+        return taken(facts, &holders, at, from);
     }
     match (from, holders.agents.first()) {
         (_, Some(agent)) if holders.hidden_exact => beside(agent),
@@ -123,10 +126,16 @@ fn judge_one(facts: &Facts<'_>, at: SocketAddr, protocol: Protocol) -> Found {
 }
 
 /// A process that is no agent is there.
-fn taken(agent: &Agent, holders: &Holders<'_>, from: Option<Result<&Answerer, &String>>) -> Found {
+fn taken(
+    facts: &Facts<'_>,
+    holders: &Holders<'_>,
+    at: SocketAddr,
+    from: Option<Result<&Answerer, &String>>,
+) -> Found {
+    let agent = facts.agent;
     let names = listed(&holders.others);
-    let stop: Vec<String> = holders.others.iter().map(|process| process.stop()).collect();
-    let mut mend = stop.join("\n") + "\n# or have it listen at other addresses alone";
+    let ends: Vec<String> = holders.others.iter().map(|process| end(facts, process, at)).collect();
+    let mut mend = ends.join("\n") + "\n# or have it listen at other addresses alone";
     let (what, why) = if !holders.agents.is_empty() {
         let both = format!("{names} listens beside the agent");
         (both, "They share the port (SO_REUSEPORT), and a part of the queries goes there.")
@@ -152,6 +161,26 @@ fn taken(agent: &Agent, holders: &Holders<'_>, from: Option<Result<&Answerer, &S
         None => "",
     };
     Found { level: Level::Problem, what: what + asked, why: why.to_owned(), mend }
+}
+
+/// What ends a process, unless it serves others as well: then that is for people to decide.
+fn end(facts: &Facts<'_>, process: &Process, at: SocketAddr) -> String {
+    let has =
+        |socket: &&Bound| facts.owners.of.get(&socket.inode).is_some_and(|owners| owners.contains(process));
+    let its = facts.sockets.iter().filter(|socket| socket.addr.port() == at.port()).filter(has);
+    let others: BTreeSet<SocketAddr> =
+        its.map(|socket| socket.addr).filter(|addr| !facts.ours.contains(addr)).collect();
+    if others.is_empty() {
+        return process.stop();
+    }
+    let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+    let stop: Vec<String> = process.stop().lines().map(|line| format!("#   {line}")).collect();
+    format!(
+        "ss -tulnp 'sport = :{}'\n# it serves {} as well; if nobody needs that:\n{}",
+        at.port(),
+        others.join(", "),
+        stop.join("\n")
+    )
 }
 
 fn someone_else(agent: Option<&Process>) -> Found {
@@ -259,9 +288,14 @@ mod tests {
         }
         let at: SocketAddr = AT.parse().unwrap();
         let from = from.map_err(str::to_owned);
-        let answers =
-            [Protocol::Udp, Protocol::Tcp].map(|protocol| Answer { addr: at, protocol, from: from.clone() });
-        judge(&Facts { agent: &agent, sockets: &all, owners: &owners, answers: &answers }, at)
+        let answers = [Protocol::Udp, Protocol::Tcp].map(|protocol| Answer {
+            addr: at,
+            protocol,
+            from: from.clone(),
+            has_left: true,
+        });
+        let ours = BTreeSet::from([at]);
+        judge(&Facts { agent: &agent, sockets: &all, owners: &owners, answers: &answers, ours: &ours }, at)
     }
 
     fn ready() -> State {
@@ -293,6 +327,26 @@ mod tests {
         assert!(every[0].what.contains("dnsmasq (pid 8) has the port of every address"), "{}", every[0].what);
         let absent = judged(State::Absent("none".into()), &[(AT, 8, "other")], Ok(Answerer::Other));
         assert!(absent[0].what.contains("no agent runs") && absent[0].mend.contains(START));
+    }
+
+    #[test]
+    fn whoever_serves_other_addresses_as_well_is_not_ended() {
+        for other in ["0.0.0.0:53", "127.0.0.1:53"] {
+            let found = judged(
+                State::Works { reasons: vec!["in use".into()] },
+                &[(AT, 8, "dnsmasq"), (other, 8, "dnsmasq")],
+                Ok(Answerer::Other),
+            );
+            let mend = &found[0].mend;
+            assert!(
+                mend.starts_with("ss -tulnp 'sport = :53'\n# it serves ") && mend.contains(other),
+                "{mend}"
+            );
+            assert!(
+                mend.lines().skip(1).all(|line| line.starts_with('#')) && mend.contains("kill 8"),
+                "{mend}"
+            );
+        }
     }
 
     #[test]

@@ -166,7 +166,9 @@ fn name_servers(resolv: &Resolv) -> String {
     if resolv.path != OWN {
         return config;
     }
-    format!("{config}\n# or, for all programs of this node:\nln -sf {OF_RESOLVED} /etc/resolv.conf")
+    format!(
+        "{config}\nls -l {OWN}\n# or, for all programs of this node, in place of what is there:\n#   ln -sf {OF_RESOLVED} {OWN}"
+    )
 }
 
 fn quoted(ip: IpAddr) -> String {
@@ -244,7 +246,7 @@ mod tests {
             "{finding:?}"
         );
         assert!(
-            finding.mend.contains("\nln -sf /run/systemd/resolve/resolv.conf /etc/resolv.conf"),
+            finding.mend.contains("\n#   ln -sf /run/systemd/resolve/resolv.conf /etc/resolv.conf"),
             "{finding:?}"
         );
         let unseen = one(&names(&["127.0.0.53"], None), &[]);

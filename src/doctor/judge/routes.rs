@@ -1,12 +1,14 @@
 //! The way of intercepted queries: our ip rule, a local route for each ClusterIP, and rules of others that use the same
 //! bits of the mark.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::rules::intercepted;
 use super::{START, bits, whole};
 use crate::config::Mark;
 use crate::doctor::Patient;
-use crate::doctor::finding::{Finding, Unseen};
+use crate::doctor::finding::{Finding, Seen, Unseen};
 use crate::doctor::look::agent::Agent;
 use crate::node::netfilter::Bits;
 use crate::node::route::{PREFERENCE, Route, Rule, TABLE, seen};
@@ -18,7 +20,13 @@ pub fn check(patient: &Patient) -> Vec<Finding> {
     let network = &patient.config.network;
     let Mark { intercept, mask, .. } = network.mark;
     match seen(Bits { value: intercept, mask }) {
-        Ok((rules, routes)) => judge(&patient.agent, &network.intercept, network.mark, &rules, &routes),
+        Ok((rules, routes)) => {
+            let led = match (&patient.node.tables, &patient.node.netlink) {
+                (Ok(tables), Ok(alive)) => Ok(intercepted(tables, alive)),
+                (Err(unseen), _) | (_, Err(unseen)) => Err(unseen.clone()),
+            };
+            judge(&patient.agent, &network.intercept, network.mark, &rules, &routes, &led)
+        }
         Err(problem) => {
             let why = Unseen::new(problem.to_string(), "ip rule; ip -6 rule");
             vec![Finding::unknown(CHECK, "rules and routes could not be listed", &why)]
@@ -32,11 +40,15 @@ fn judge(
     mark: Mark,
     rules: &[Rule],
     routes: &[Route],
+    led: &Seen<BTreeSet<IpAddr>>,
 ) -> Vec<Finding> {
+    let (mut findings, left) = left(cluster_ips, mark, rules, routes, led);
     if cluster_ips.is_empty() {
-        return vec![Finding::ok(CHECK, "no ClusterIP is intercepted, which alone needs any")];
+        if findings.is_empty() {
+            findings.push(Finding::ok(CHECK, "no ClusterIP is intercepted, which alone needs any"));
+        }
+        return findings;
     }
-    let mut findings = Vec::new();
     for (family, option) in [("IPv4", ""), ("IPv6", " -6")] {
         let of: Vec<IpAddr> =
             cluster_ips.iter().copied().filter(|ip| ip.is_ipv4() == (family == "IPv4")).collect();
@@ -67,12 +79,70 @@ fn judge(
             }
         }
     }
-    findings.extend(rules.iter().filter(|rule| !rule.ours).filter_map(|rule| other(rule, mark)));
+    let others = rules.iter().filter(|rule| !rule.ours && !left.contains(rule));
+    findings.extend(others.filter_map(|rule| other(rule, mark)));
     if findings.is_empty() {
         let what = format!("packets with mark {:#x}/{:#x} are led here", mark.intercept, mark.mask);
         findings.push(Finding::ok(CHECK, what));
     }
     findings
+}
+
+/// What agents have left that were killed, and that no other takes over: it intercepts other ClusterIPs, or by another mark.
+/// `led` is what all agents lead here that run.
+fn left<'a>(
+    cluster_ips: &[IpAddr],
+    mark: Mark,
+    rules: &'a [Rule],
+    routes: &[Route],
+    led: &Seen<BTreeSet<IpAddr>>,
+) -> (Vec<Finding>, Vec<&'a Rule>) {
+    let family = |ip: &IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    let option = |family: &str| if family == "IPv6" { " -6" } else { "" };
+    let is_wanted = |rule: &Rule| rule.ours && cluster_ips.iter().any(|ip| family(ip) == rule.family);
+    let is_an_agents = |rule: &&Rule| {
+        rule.table == TABLE
+            && rule.preference == PREFERENCE
+            && rule.mark.1 != 0
+            && (rule.ours || rule.mark != (mark.intercept, mark.mask))
+    };
+    let old_rules: Vec<&Rule> = rules.iter().filter(is_an_agents).filter(|rule| !is_wanted(rule)).collect();
+    let old_routes: Vec<&Route> = routes
+        .iter()
+        .filter(|route| route.local && route.prefix == bits(route.to) && !cluster_ips.contains(&route.to))
+        .collect();
+    let led = match led {
+        Ok(led) => led,
+        Err(_) if old_rules.is_empty() && old_routes.is_empty() => return (Vec::new(), old_rules),
+        Err(unseen) => {
+            let what = format!("whether an agent needs what else is in table {TABLE} and leads there");
+            return (vec![Finding::unknown(CHECK, what, unseen)], old_rules);
+        }
+    };
+    let why = "Nobody needs it: it is of an agent that was killed, and of another mark or other ClusterIPs than this one's.";
+    let is_anothers = |of: &str| led.iter().any(|ip| family(ip) == of && !cluster_ips.contains(ip));
+    let mut findings = Vec::new();
+    for rule in old_rules.iter().filter(|rule| !is_anothers(rule.family)) {
+        let (value, mask) = rule.mark;
+        findings.push(Finding::warning(
+            CHECK,
+            format!("an agent has left the {} rule {PREFERENCE} for mark {value:#x}/{mask:#x}", rule.family),
+            why,
+            format!(
+                "ip{} rule del fwmark {value:#x}/{mask:#x} lookup {TABLE} pref {PREFERENCE}",
+                option(rule.family)
+            ),
+        ));
+    }
+    for route in old_routes.into_iter().filter(|route| !led.contains(&route.to)) {
+        findings.push(Finding::warning(
+            CHECK,
+            format!("an agent has left a local route to {} in table {TABLE}", route.to),
+            why,
+            format!("ip{} route del local {} table {TABLE}", option(family(&route.to)), whole(route.to)),
+        ));
+    }
+    (findings, old_rules)
 }
 
 fn missing(agent: &Agent, what: String, add: &str) -> Finding {
@@ -148,7 +218,8 @@ mod tests {
     fn judged(state: State, rules: &[Rule], routes: &[Route]) -> Vec<(Level, String)> {
         let unseen = || Unseen::new("", "");
         let agent = Agent { pid: None, state, capabilities: Err(unseen()), is_in_our_network: Err(unseen()) };
-        let found = judge(&agent, &["10.96.0.10".parse().unwrap()], MARK, rules, routes);
+        let found =
+            judge(&agent, &["10.96.0.10".parse().unwrap()], MARK, rules, routes, &Ok(BTreeSet::new()));
         found
             .into_iter()
             .map(|found| (found.level, found.mend.lines().next().unwrap_or("").to_owned()))
@@ -178,6 +249,42 @@ mod tests {
         assert_eq!(judged(State::Absent(String::new()), &[], &[])[0].0, Level::Warning);
         let taken = judged(ready(), &[ours], &[route(false)]);
         assert_eq!(taken, [(Level::Problem, "ip route del 10.96.0.10/32 table 10053".to_owned())]);
+    }
+
+    #[test]
+    fn what_a_killed_agent_has_left_is_named_unless_another_needs_it() {
+        let unseen = || Unseen::new("closed", "look");
+        let agent = Agent {
+            pid: None,
+            state: ready(),
+            capabilities: Err(unseen()),
+            is_in_our_network: Err(unseen()),
+        };
+        let by = |wanted: &[&str], led: Seen<&[&str]>, rules: &[Rule], routes: &[Route]| {
+            let ips = |texts: &[&str]| texts.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+            let led = led.map(|led| ips(led).into_iter().collect());
+            let found = judge(&agent, &ips(wanted), MARK, rules, routes, &led);
+            found.into_iter().map(|found| (found.level, found.mend)).collect::<Vec<_>>()
+        };
+        let (ours, old) = (
+            rule(PREFERENCE, (0x35, 0xff), true),
+            Rule { table: TABLE, ..rule(PREFERENCE, (0x10, 0xf0), false) },
+        );
+        let deleted =
+            |mark: &str| (Level::Warning, format!("ip rule del fwmark {mark} lookup 10053 pref 100"));
+        let route_deleted = (Level::Warning, "ip route del local 10.96.0.10/32 table 10053".to_owned());
+        let both = [ours.clone(), old];
+        // Intercepting is switched off.
+        let found = by(&[], Ok(&[]), &both, &[route(true)]);
+        assert_eq!(found, [deleted("0x35/0xff"), deleted("0x10/0xf0"), route_deleted]);
+        // The mark was another one.
+        assert_eq!(by(&["10.96.0.10"], Ok(&["10.96.0.10"]), &both, &[route(true)]), [deleted("0x10/0xf0")]);
+        // Another agent intercepts.
+        let none = (Level::Ok, String::new());
+        assert_eq!(by(&[], Ok(&["10.96.0.10"]), &both, &[route(true)]), std::slice::from_ref(&none));
+        let found = by(&[], Err(unseen()), &[ours], &[]);
+        assert_eq!(found, [(Level::Unknown, "look".to_owned())]);
+        assert_eq!(by(&[], Err(unseen()), &[], &[]), [none]);
     }
 
     #[test]

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::START;
+use super::{START, opened};
 use crate::doctor::Patient;
 use crate::doctor::finding::{Finding, Unseen};
 use crate::doctor::look::agent::Agent;
 use crate::doctor::look::answers::Answer;
+use crate::doctor::words::nft;
 use crate::node::netfilter::{ChainSeen, Family, RAW, RuleSeen, TableSeen};
 
 const CHECK: &str = "rules";
@@ -47,7 +48,10 @@ pub fn check(patient: &Patient) -> Vec<Finding> {
     let cluster_ips = patient.cluster_ips();
     let upstream = network.upstream_notrack;
     let answers = &node.answers;
-    judge(&Facts { agent, listen, cluster_ips: &cluster_ips, upstream, before, now, alive, answers })
+    let facts = Facts { agent, listen, cluster_ips: &cluster_ips, upstream, before, now, alive, answers };
+    let mut findings = judge(&facts);
+    findings.extend(opened::check(patient, now));
+    findings
 }
 
 fn judge(facts: &Facts<'_>) -> Vec<Finding> {
@@ -73,11 +77,43 @@ fn judge(facts: &Facts<'_>) -> Vec<Finding> {
     for at in facts.cluster_ips {
         findings.push(purpose(facts, &now, *at, INTERCEPT));
     }
-    if facts.upstream && !now.iter().any(|table| !chains(table, UPSTREAM).is_empty()) {
-        let what = "no rule spares queries to upstreams connection tracking (network.upstream_notrack)";
-        findings.push(Finding::problem(CHECK, what, "Each makes an entry, as without the setting.", START));
+    if facts.upstream {
+        findings.push(upstream(&now));
     }
     findings
+}
+
+/// Queries to upstreams are sent when clients ask: that none has come yet says nothing.
+fn upstream(now: &[&TableSeen]) -> Finding {
+    let chains: Vec<&ChainSeen> = now.iter().flat_map(|table| chains(table, UPSTREAM)).collect();
+    if chains.is_empty() {
+        let what = "no rule spares queries to upstreams connection tracking (network.upstream_notrack)";
+        return Finding::problem(CHECK, what, "Each makes an entry, as without the setting.", START);
+    }
+    let rules = chains.into_iter().flat_map(|chain| &chain.rules).filter(|rule| rule.has("notrack"));
+    match rules.filter_map(|rule| rule.packets).sum::<u64>() {
+        0 => {
+            let why = Unseen::new(
+                "No packet to or from a server that is dialled directly has come to them yet; those to ClusterIPs pass \
+                 them by.",
+                "nodens query . SOA\nnft -a list ruleset",
+            );
+            Finding::unknown(CHECK, "whether rules spare queries to upstreams connection tracking", &why)
+        }
+        packets => Finding::ok(
+            CHECK,
+            format!(
+                "rules spare queries to upstreams connection tracking, and have counted {packets} packets"
+            ),
+        ),
+    }
+}
+
+/// The ClusterIPs that agents lead here, whoever's configuration they are of.
+pub(super) fn intercepted(tables: &[TableSeen], alive: &BTreeSet<u32>) -> BTreeSet<IpAddr> {
+    let live = live(tables, alive);
+    let chains = live.into_iter().flat_map(|table| chains(table, INTERCEPT));
+    chains.flat_map(|chain| &chain.rules).flat_map(|rule| rule.addresses.iter().copied()).collect()
 }
 
 /// The number in the name of a table that an agent has made.
@@ -106,7 +142,7 @@ fn orphan(table: &TableSeen, alive: &BTreeSet<u32>) -> Option<Finding> {
         return None;
     }
     let what = format!("table inet {} is left of an agent that has gone", table.name);
-    let mend = format!("nft delete table inet {}", table.name);
+    let mend = nft(&[&table.name], || format!("nft delete table inet {}", table.name));
     Some(if chains(table, INTERCEPT).is_empty() {
         Finding::warning(CHECK, what, "Its rules are nobody's, and add to those of the agent.", mend)
     } else {
@@ -179,16 +215,30 @@ fn purpose(facts: &Facts<'_>, now: &[&TableSeen], at: SocketAddr, purpose: &str)
     }
     let counted = packets(&rules);
     let before = packets(&about(&live(facts.before, facts.alive), purpose, at.ip()));
-    let left = facts.answers.iter().any(|answer| answer.addr == at && answer.has_left());
-    if counted > before || !left {
+    let asked = || facts.answers.iter().filter(|answer| answer.addr == at);
+    if counted <= before && !asked().any(|answer| answer.has_left) {
+        let error = asked().find_map(|answer| answer.from.as_ref().err());
+        let why = Unseen::new(
+            format!("No question of ours has left: {}", error.map_or("none was asked", String::as_str)),
+            format!("ip route get {}", at.ip()),
+        );
+        let what = format!(
+            "whether {} rules to {does} act for {at}; they have counted {counted} packets",
+            rules.len()
+        );
+        return Finding::unknown(CHECK, what, &why);
+    }
+    if counted > before {
         let rose = counted.saturating_sub(before);
         let what =
             format!("{at}: {} rules {does}, and count ({counted} packets, {rose} of them now)", rules.len());
         return Finding::ok(CHECK, what);
     }
     let (what, mend) = match first_to_drop(facts.now) {
-        Some(name) => {
-            (format!("chain {name} comes before them and drops packets"), format!("nft list chain {name}"))
+        Some((table, chain)) => {
+            let name = format!("{} {} {}", table.family.name(), table.name, chain.name);
+            let list = nft(&[&table.name, &chain.name], || format!("nft list chain {name}"));
+            (format!("chain {name} comes before them and drops packets"), list)
         }
         None => ("no chain of nftables before them drops any".to_owned(), "nft list ruleset".to_owned()),
     };
@@ -203,19 +253,16 @@ fn purpose(facts: &Facts<'_>, now: &[&TableSeen], at: SocketAddr, purpose: &str)
 }
 
 /// A chain that sees packets before ours do, and drops some.
-fn first_to_drop(tables: &[TableSeen]) -> Option<String> {
+fn first_to_drop(tables: &[TableSeen]) -> Option<(&TableSeen, &ChainSeen)> {
     let others = tables.iter().filter(|table| !is_ours(table));
-    others
-        .flat_map(|table| table.chains.iter().map(move |chain| (table, chain)))
-        .find(|(_, chain)| {
-            let early = chain.base.as_ref().is_some_and(|base| {
-                base.priority <= RAW && ["prerouting", "output", "ingress"].contains(&base.hook_name())
-            });
-            let drops =
-                chain.base.as_ref().is_some_and(|base| base.drops) || chain.rules.iter().any(RuleSeen::drops);
-            early && drops
-        })
-        .map(|(table, chain)| format!("{} {} {}", table.family.name(), table.name, chain.name))
+    others.flat_map(|table| table.chains.iter().map(move |chain| (table, chain))).find(|(_, chain)| {
+        let early = chain.base.as_ref().is_some_and(|base| {
+            base.priority <= RAW && ["prerouting", "output", "ingress"].contains(&base.hook_name())
+        });
+        let drops =
+            chain.base.as_ref().is_some_and(|base| base.drops) || chain.rules.iter().any(RuleSeen::drops);
+        early && drops
+    })
 }
 
 #[cfg(test)]
@@ -249,7 +296,8 @@ mod tests {
         let agent = Agent { pid: None, state, capabilities: Err(unseen()), is_in_our_network: Err(unseen()) };
         let at: SocketAddr = AT.parse().unwrap();
         let cluster_ips: &[SocketAddr] = if intercept { &["10.96.0.10:53".parse().unwrap()] } else { &[] };
-        let answers = [Answer { addr: at, protocol: Protocol::Udp, from: Ok(Answerer::Agent) }];
+        let from = Ok(Answerer::Agent);
+        let answers = [Answer { addr: at, protocol: Protocol::Udp, from, has_left: true }];
         judge(&Facts {
             agent: &agent,
             listen: &[at],
@@ -280,6 +328,55 @@ mod tests {
         assert_eq!(
             (eaten[0].level, eaten[0].mend.as_str()),
             (Level::Problem, "nft list chain inet guard early")
+        );
+    }
+
+    #[test]
+    fn rules_that_no_question_has_come_to_are_not_called_good() {
+        let agent = Agent {
+            pid: None,
+            state: ready(),
+            capabilities: Err(Unseen::new("", "")),
+            is_in_our_network: Err(Unseen::new("", "")),
+        };
+        let at: SocketAddr = AT.parse().unwrap();
+        let from = Err("No route to host".to_owned());
+        let answers = [Answer { addr: at, protocol: Protocol::Udp, from, has_left: false }];
+        let facts = Facts {
+            agent: &agent,
+            listen: &[at],
+            cluster_ips: &[],
+            upstream: false,
+            before: &[listening(0)],
+            now: &[listening(0)],
+            alive: &BTreeSet::from([7]),
+            answers: &answers,
+        };
+        let found = judge(&facts);
+        assert_eq!((found.len(), found[0].level), (1, Level::Unknown), "{found:#?}");
+        assert!(found[0].why.contains("No route to host"), "{found:#?}");
+        let others = Facts { now: &[listening(1)], ..facts };
+        assert_eq!(judge(&others)[0].level, Level::Ok, "packets of others have come to them");
+    }
+
+    #[test]
+    fn rules_for_upstreams_are_good_once_they_have_counted() {
+        let with = |packets: Option<u64>| {
+            let rules = packets.map(|packets| RuleSeen {
+                packets: Some(packets),
+                expressions: vec!["notrack".to_owned()],
+                ..RuleSeen::default()
+            });
+            let passed =
+                RuleSeen { packets: Some(9), expressions: vec!["accept".into()], ..RuleSeen::default() };
+            let rules: Vec<RuleSeen> = rules.into_iter().chain([passed]).collect();
+            let name = if packets.is_some() { "upstream_output" } else { "listen_output" };
+            table("nodens-7", Some(7), vec![ChainSeen { name: name.to_owned(), base: None, rules }])
+        };
+        let level = |packets| upstream(&[&with(packets)]).level;
+        assert_eq!(
+            [level(None), level(Some(0)), level(Some(2))],
+            [Level::Problem, Level::Unknown, Level::Ok]
         );
     }
 

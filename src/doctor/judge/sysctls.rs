@@ -7,6 +7,7 @@ use crate::doctor::finding::{Finding, Seen};
 use crate::doctor::look::counters::reverse_path_drops;
 use crate::doctor::look::sysctls::{Link, Sysctls, ipv4_addresses, sysctls};
 use crate::doctor::sources::Sources;
+use crate::doctor::words::{quoted, shown};
 
 const CHECK: &str = "sysctls";
 
@@ -46,20 +47,42 @@ fn judge(
     findings
 }
 
-/// Sets it now, and at each boot (sysctl.d(5)).
+/// What of ours is set at each boot (sysctl.d(5)).
+const FILE: &str = "/etc/sysctl.d/90-nodens.conf";
+
+/// Sets it now, and at each boot; once, however often it is done.
 pub(super) fn set(key: &str, value: u64) -> String {
-    format!("sysctl -w {key}={value}\necho '{key} = {value}' >> /etc/sysctl.d/90-nodens.conf")
+    let line = format!("'{key} = {value}'");
+    format!("sysctl -w {key}={value}\ngrep -qxF {line} {FILE} 2>/dev/null || echo {line} >> {FILE}")
 }
 
-/// sysctl(8): a dot in a link's name is written as a slash.
-fn of_link(family: &str, link: &str, key: &str) -> String {
-    format!("net.{family}.conf.{}.{key}", link.replace('.', "/"))
+/// sysctl(8): a dot in a link's name is written as a slash. It takes `*`, `?` and brackets for patterns, so that no key
+/// names a link which has those in its name.
+fn of_link(family: &str, link: &str, key: &str) -> Option<String> {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "._-@".contains(letter);
+    link.chars().all(plain).then(|| format!("net.{family}.conf.{}.{key}", link.replace('.', "/")))
+}
+
+/// Sets it for a link, or says why that is not said.
+fn set_of_link(family: &str, link: &str, key: &str, value: u64) -> String {
+    match of_link(family, link, key) {
+        Some(key) => set(&key, value),
+        None => format!(
+            "# sysctl takes the name of link {} for a pattern: write {value} to its {key} in /proc/sys/net/{family}/conf",
+            quoted(link)
+        ),
+    }
+}
+
+/// For people, who know what else depends on it.
+fn behind(lines: &str) -> String {
+    lines.lines().map(|line| format!("#   {line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// Some names, and how many more.
 fn names(links: &[&Link]) -> String {
     const SHOWN: usize = 5;
-    let mut text = links.iter().take(SHOWN).map(|link| link.name.as_str()).collect::<Vec<_>>().join(", ");
+    let mut text = links.iter().take(SHOWN).map(|link| shown(&link.name)).collect::<Vec<_>>().join(", ");
     if links.len() > SHOWN {
         text += &format!(" and {} more", links.len() - SHOWN);
     }
@@ -106,19 +129,32 @@ fn arp_ignore(config: &Config, links: &[Link], addresses: &Seen<Vec<(String, u8)
         return Some(Finding::ok(CHECK, what + ": pods that have it as their gateway need no more"));
     }
     let values: Vec<String> =
-        harmed.iter().take(5).map(|link| format!("{} ({})", link.name, value(link))).collect();
+        harmed.iter().take(5).map(|link| format!("{} ({})", shown(&link.name), value(link))).collect();
     let what =
         format!("arp_ignore keeps {} of {} links silent: {}", harmed.len(), strict.len(), values.join(", "));
     let why = "Pods behind such a link that ask for the listen address, or for their gateway, by ARP get no answer, and \
                their queries never leave them: 1 and 3 answer for no address of another link, 2 only to the link's own \
                subnet, 8 to nobody. Harmless where the network plugin writes pods' neighbours itself: then \
                `ip neigh` in a pod shows PERMANENT.";
-    let mut lines = vec!["# kube-proxy sets it again where ipvs.strictARP is true".to_owned()];
     let all = links.iter().find(|link| link.name == "all");
-    for link in all.into_iter().chain(harmed).filter(|link| link.arp_ignore > 0) {
-        lines.push(set(&of_link("ipv4", &link.name, "arp_ignore"), 0));
-    }
-    Some(Finding::warning(CHECK, what, why, lines.join("\n")))
+    let strict: Vec<&Link> = all.into_iter().chain(harmed).filter(|link| link.arp_ignore > 0).collect();
+    Some(Finding::warning(CHECK, what, why, look_at_arp(&strict)))
+}
+
+/// With 0 a node answers for every address that it has, those of Services too: where nodes share such addresses, that takes
+/// their packets to the wrong one.
+fn look_at_arp(strict: &[&Link]) -> String {
+    let keys = strict.iter().filter_map(|link| of_link("ipv4", &link.name, "arp_ignore"));
+    let mut lines: Vec<String> = keys.map(|key| format!("sysctl {key}")).collect();
+    lines.push("ip -4 address show".to_owned());
+    lines.push(
+        "# leave all as it is where kube-proxy (IPVS with strictARP, which sets it when it starts), MetalLB in L2 mode or \
+         LVS needs it:\n# an address of the link's own for its pods to have as their gateway does as well. Where nobody \
+         needs it:"
+            .to_owned(),
+    );
+    lines.extend(strict.iter().map(|link| behind(&set_of_link("ipv4", &link.name, "arp_ignore", 0))));
+    lines.join("\n")
 }
 
 /// Whether a value keeps pods behind a link from finding the node.
@@ -161,8 +197,9 @@ fn rp_filter(links: &[Link], drops: &Seen<u64>) -> Finding {
             "A packet whose sender would be answered by another link is dropped without a word: an upstream's answer where \
              there are several ways out, or a pod's query. The count is of all packets, not of DNS alone.",
             format!(
-                "# does it grow while queries get lost?\nnstat -asz TcpExtIPReversePathFilter\n# 2 only asks for some way back; the larger of all and the link's own holds\n{}",
-                set("net.ipv4.conf.all.rp_filter", 2)
+                "nstat -asz TcpExtIPReversePathFilter\n# if it grows while queries get lost, 2 only asks for some way back; the larger of all and the \
+                 link's own holds, so\n# that this lets forged senders in on every link\n{}",
+                behind(&set("net.ipv4.conf.all.rp_filter", 2))
             ),
         ),
     }
@@ -195,7 +232,7 @@ fn disable_ipv6(config: &Config, links: &[Link]) -> Option<Finding> {
         return Some(Finding::ok(CHECK, "IPv6 is on where the configuration needs it"));
     }
     let lines: Vec<String> =
-        off.iter().map(|link| set(&of_link("ipv6", &link.name, "disable_ipv6"), 0)).collect();
+        off.iter().map(|link| set_of_link("ipv6", &link.name, "disable_ipv6", 0)).collect();
     Some(Finding::problem(CHECK, format!("IPv6 is off on {}", names(&off)), why, lines.join("\n")))
 }
 
@@ -278,9 +315,34 @@ mod tests {
             [link("all", |link| link.is_asked_by_arp = false), link("pod.1", |link| link.arp_ignore = 1)];
         let finding = arp(&links, &[("eth0", 24)]);
         assert_eq!(finding.level, Level::Warning, "{finding:?}");
-        assert!(finding.mend.contains("\nsysctl -w net.ipv4.conf.pod/1.arp_ignore=0\n"), "{finding:?}");
-        assert!(finding.mend.contains(">> /etc/sysctl.d/90-nodens.conf"), "{finding:?}");
+        assert!(finding.mend.starts_with("sysctl net.ipv4.conf.pod/1.arp_ignore\n"), "{finding:?}");
+        assert!(finding.mend.contains("\n#   sysctl -w net.ipv4.conf.pod/1.arp_ignore=0\n"), "{finding:?}");
         assert!(!finding.mend.contains("conf.all"), "{finding:?}");
+        let of_all = [link("all", |link| link.arp_ignore = 1), link("pod1", |_| ())];
+        for found in [finding, arp(&of_all, &[])] {
+            let looks =
+                |line: &str| ["#", "sysctl net.", "ip -4 address show"].iter().any(|by| line.starts_with(by));
+            assert!(found.mend.lines().all(looks), "others may need it: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_setting_is_written_down_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("sysctl.conf");
+        let lines = set("net.core.rmem_max", 7).replace(FILE, file.to_str().unwrap());
+        let write = lines.lines().nth(1).unwrap();
+        for _ in 0..2 {
+            assert!(std::process::Command::new("sh").args(["-e", "-c", write]).status().unwrap().success());
+        }
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "net.core.rmem_max = 7\n");
+    }
+
+    #[test]
+    fn a_link_whose_name_is_a_pattern_is_in_no_key() {
+        for name in ["p*", "a;id", "[a]", "x y", "e?"] {
+            assert!(set_of_link("ipv6", name, "disable_ipv6", 0).starts_with("# "), "{name}");
+        }
     }
 
     #[test]
@@ -319,7 +381,8 @@ mod tests {
         let finding = rp_filter(&strict, &Ok(7));
         assert_eq!(finding.level, Level::Warning);
         assert!(finding.what.contains("eth0") && finding.what.contains("7 packets"), "{finding:?}");
-        assert!(finding.mend.contains("\nsysctl -w net.ipv4.conf.all.rp_filter=2\n"), "{finding:?}");
+        assert!(finding.mend.contains("\n#   sysctl -w net.ipv4.conf.all.rp_filter=2\n"), "{finding:?}");
+        assert!(finding.mend.lines().all(|line| line.starts_with('#') || line.starts_with("nstat ")));
         assert_eq!(rp_filter(&strict, &Err(Unseen::new("", ""))).level, Level::Unknown);
         // The larger value holds: loose on all makes it loose everywhere.
         let loose = [link("all", |link| link.rp_filter = 2), link("eth0", |link| link.rp_filter = 1)];

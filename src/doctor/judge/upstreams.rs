@@ -9,6 +9,7 @@ use crate::doctor::finding::{Finding, Unseen};
 use crate::doctor::look::resolv::resolv;
 use crate::doctor::look::upstreams::{Asked, How, Outcome, Trouble, ask};
 use crate::doctor::sources::AS_ROOT;
+use crate::doctor::words::quoted;
 use crate::wire::rcode;
 
 const CHECK: &str = "upstream";
@@ -198,13 +199,16 @@ fn path(asked: &Asked) -> String {
 fn again(asked: &Asked, by_tcp: bool) -> String {
     let zone = asked.zones.first().map_or(".", String::as_str);
     let tcp = if by_tcp { " --tcp" } else { "" };
-    asked.addr.map_or_else(String::new, |addr| format!("nodens query {zone} SOA --server {addr}{tcp}"))
+    asked
+        .addr
+        .map_or_else(String::new, |addr| format!("nodens query {} SOA --server {addr}{tcp}", quoted(zone)))
 }
 
 fn handshake(asked: &Asked) -> String {
     let name = asked.label.split_once('#').map_or("", |(_, name)| name.split(' ').next().unwrap_or(name));
-    let connect =
-        |addr: SocketAddr| format!("openssl s_client -connect {addr} -servername {name} </dev/null");
+    let connect = |addr: SocketAddr| {
+        format!("openssl s_client -connect {addr} -servername {} </dev/null", quoted(name))
+    };
     asked.addr.map_or_else(String::new, connect)
 }
 

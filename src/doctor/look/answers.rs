@@ -23,12 +23,17 @@ pub struct Answer {
     pub protocol: Protocol,
     /// Who answered, or why nobody did.
     pub from: Result<Answerer, String>,
+    /// Whether a packet is sure to have gone out for it.
+    pub has_left: bool,
 }
 
-impl Answer {
-    /// Whether a packet has gone out for it: without a way to the address none does.
-    pub fn has_left(&self) -> bool {
-        self.from.as_ref().err().is_none_or(|error| !error.contains("Network is unreachable"))
+/// Whether an error says that somebody has seen our packet: whoever refused it, or a rule that dropped it on its way out
+/// (`EPERM`). Without a way, an address of our own, or room for a socket no packet ever was.
+fn came_after_a_packet(error: &std::io::Error) -> bool {
+    let after = [libc::ECONNREFUSED, libc::ECONNRESET, libc::EPERM, libc::ETIMEDOUT, libc::EPIPE];
+    match error.raw_os_error() {
+        Some(code) => after.contains(&code),
+        None => error.kind() == std::io::ErrorKind::UnexpectedEof,
     }
 }
 
@@ -52,12 +57,12 @@ pub async fn ask(addrs: &[SocketAddr]) -> Vec<Answer> {
                 Protocol::Tcp => tcp(addr).await,
             }
         };
-        let from = match timeout(PATIENCE, exchange).await {
-            Ok(Ok(reply)) => Ok(answerer(&reply)),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", began.elapsed().as_secs().max(1))),
+        let (from, has_left) = match timeout(PATIENCE, exchange).await {
+            Ok(Ok(reply)) => (Ok(answerer(&reply)), true),
+            Ok(Err(error)) => (Err(error.to_string()), came_after_a_packet(&error)),
+            Err(_) => (Err(format!("no answer within {} s", began.elapsed().as_secs().max(1))), true),
         };
-        Answer { addr, protocol, from }
+        Answer { addr, protocol, from, has_left }
     });
     futures_util::future::join_all(asked).await
 }
@@ -110,6 +115,29 @@ async fn tcp(addr: SocketAddr) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_question_that_could_not_be_sent_has_not_left() {
+        let after = |code| came_after_a_packet(&std::io::Error::from_raw_os_error(code));
+        for code in
+            [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EADDRNOTAVAIL, libc::EMFILE, libc::EAFNOSUPPORT]
+        {
+            assert!(!after(code), "{code}");
+        }
+        for code in [libc::ECONNREFUSED, libc::ECONNRESET, libc::EPERM] {
+            assert!(after(code), "{code}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_went_out_has_left() {
+        // Nobody listens at the one; the other is no address that can be asked.
+        let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let nowhere: SocketAddr = "[fe80::1]:53".parse().unwrap();
+        let answers = ask(&[closed, nowhere]).await;
+        let left: Vec<bool> = answers.iter().map(|answer| answer.has_left).collect();
+        assert_eq!(left, [true, true, false, false], "{answers:?}");
+    }
 
     #[test]
     fn only_an_answer_with_the_name_is_an_agents() {

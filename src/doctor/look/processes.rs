@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::doctor::finding::Seen;
 use crate::doctor::sources::Sources;
+use crate::doctor::words::{quoted, shown};
 
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,8 +21,10 @@ pub struct Process {
 /// Who started a process.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// systemd, as this unit.
+    /// systemd, as the program that this unit is there for.
     Unit(String),
+    /// Somebody in this unit of systemd, which is there for more.
+    Within(String),
     /// The kubelet, in a pod.
     Pod,
     /// Somebody else.
@@ -29,14 +32,27 @@ pub enum Origin {
 }
 
 impl Process {
-    /// What ends it, as far as that can be known.
+    /// What ends it, as far as that can be known, and nothing else; how to look where that cannot be known.
     pub fn stop(&self) -> String {
-        match &self.origin {
-            Origin::Unit(unit) => format!("systemctl disable --now {unit}"),
+        let Self { pid, name, origin } = self;
+        match origin {
+            Origin::Unit(unit) if unit == RESOLVED => format!(
+                "ls -l /etc/resolv.conf\n# once that does not name the stub of systemd-resolved: DNSStubListener=no, or \
+                 less of DNSStubListenerExtra=, in /etc/systemd/resolved.conf, and\n# systemctl restart {RESOLVED}"
+            ),
+            Origin::Unit(unit) => format!("systemctl disable --now {}", quoted(unit)),
+            Origin::Within(unit) => format!(
+                "systemctl status {pid}\n# it belongs to {}, which does more than this: its configuration says how it \
+                 goes without",
+                quoted(unit)
+            ),
             Origin::Pod => {
-                format!("# {} is in a pod: delete the DaemonSet or static pod that it comes from", self.name)
+                format!(
+                    "# {} is in a pod: delete the DaemonSet or static pod that it comes from",
+                    quoted(name)
+                )
             }
-            Origin::Other => format!("kill {}", self.pid),
+            Origin::Other => format!("kill {pid}"),
         }
     }
 }
@@ -104,24 +120,43 @@ pub fn named(sources: &Sources, name: &str) -> Seen<Vec<Process>> {
     Ok(all.filter(|process| network(&process.pid.to_string()).is_none_or(|its| Some(its) == ours)).collect())
 }
 
-/// What is known of a process.
+/// What is known of a process. It chooses its own name.
 pub fn process(sources: &Sources, pid: u32) -> Process {
-    let name = sources.read(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
-    let origin = origin(&sources.read(format!("/proc/{pid}/cgroup")).unwrap_or_default());
+    let name = sources.read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = shown(name.strip_suffix('\n').unwrap_or(&name));
+    let origin = origin(&name, &sources.read(format!("/proc/{pid}/cgroup")).unwrap_or_default());
     Process { pid, name, origin }
 }
 
-fn origin(cgroups: &str) -> Origin {
+/// systemd's own, which /etc/resolv.conf often leads to.
+const RESOLVED: &str = "systemd-resolved.service";
+/// linux/sched.h, `TASK_COMM_LEN`, less the zero at the end.
+const NAME_MAX: usize = 15;
+
+fn origin(name: &str, cgroups: &str) -> Origin {
     if cgroups.contains("kubepods") {
         return Origin::Pod;
     }
-    let parts = cgroups.lines().flat_map(|line| line.rsplit('/'));
-    let unit = parts.into_iter().find(|part| part.ends_with(".service"));
-    // Whatever a user's session has started is in the unit of that session's manager.
+    // A user's units are no units of the system, whatever they are called.
+    let of_the_system =
+        cgroups.lines().filter(|line| !line.contains("/user.slice/") && !line.contains("/user@"));
+    // The innermost, and whether the process is right there: what is below is somebody's whom the unit has started.
+    let unit = of_the_system.into_iter().find_map(|line| {
+        let (at, unit) = line.rsplit('/').enumerate().find(|(_, part)| part.ends_with(".service"))?;
+        Some((at == 0, unit))
+    });
     match unit {
-        Some(unit) if !unit.starts_with("user@") => Origin::Unit(unit.to_owned()),
-        _ => Origin::Other,
+        None => Origin::Other,
+        Some((true, unit)) if is_program_of(name, unit) => Origin::Unit(unit.to_owned()),
+        Some((_, unit)) => Origin::Within(unit.to_owned()),
     }
+}
+
+/// Whether a process is called as its unit is, `dnsmasq` as `dnsmasq@eth0.service`: the one that the unit is there for. What
+/// NetworkManager or libvirtd has started is in their units as well.
+fn is_program_of(name: &str, unit: &str) -> bool {
+    let stem = unit.trim_end_matches(".service").split('@').next().unwrap_or_default();
+    name == stem || (name.len() == NAME_MAX && stem.starts_with(name))
 }
 
 #[cfg(test)]
@@ -157,11 +192,54 @@ mod tests {
 
     #[test]
     fn a_users_session_is_nobodys_unit() {
-        assert_eq!(origin("0::/user.slice/user-0.slice/user@0.service/app.slice/x.scope\n"), Origin::Other);
+        let user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice";
+        assert_eq!(origin("x", &format!("{user}/x.scope\n")), Origin::Other);
         assert_eq!(
-            origin("1:name=systemd:/system.slice/named.service\n"),
+            origin("dnsmasq", &format!("{user}/dnsmasq.service\n")),
+            Origin::Other,
+            "the system's is another"
+        );
+        assert_eq!(origin("dnsmasq", &format!("{user}/$(id).service\n")), Origin::Other);
+        assert_eq!(
+            origin("named", "1:name=systemd:/system.slice/named.service\n"),
             Origin::Unit("named.service".into())
         );
-        assert_eq!(origin(""), Origin::Other);
+        assert_eq!(origin("x", ""), Origin::Other);
+    }
+
+    #[test]
+    fn a_unit_is_ended_only_for_the_program_that_it_is_there_for() {
+        let stop = |name: &str, unit: &str| {
+            let origin = origin(name, &format!("0::/system.slice/{unit}\n"));
+            Process { pid: 8, name: name.to_owned(), origin }.stop()
+        };
+        assert_eq!(stop("dnsmasq", "dnsmasq.service"), "systemctl disable --now dnsmasq.service");
+        assert_eq!(stop("dnsmasq", "dnsmasq@lan.service"), "systemctl disable --now dnsmasq@lan.service");
+        assert_eq!(stop("a-b", "a-b@c\\x2dd.service"), "systemctl disable --now 'a-b@c\\x2dd.service'");
+        for unit in ["NetworkManager.service", "libvirtd.service", "containerd.service/dnsmasq"] {
+            let look = stop("dnsmasq", unit);
+            assert!(look.starts_with("systemctl status 8\n# ") && look.lines().count() == 2, "{look}");
+        }
+        let resolved = stop("systemd-resolve", "systemd-resolved.service");
+        assert!(resolved.starts_with("ls -l /etc/resolv.conf\n# "), "{resolved}");
+        assert!(resolved.lines().skip(1).all(|line| line.starts_with('#')), "{resolved}");
+    }
+
+    #[test]
+    fn a_process_has_no_line_in_a_shell_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("proc/7");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("comm"), "x\nreboot;\u{1b}[2J\n").unwrap();
+        for cgroup in ["0::/kubepods.slice/pod1\n", "0::/system.slice/a\u{1b}`id`.service\n", "0::/\n"] {
+            fs::write(folder.join("cgroup"), cgroup).unwrap();
+            let sources = Sources { root: dir.path().to_owned(), kubelet: PathBuf::new() };
+            let process = process(&sources, 7);
+            assert_eq!(process.to_string(), "x\\nreboot;\\u{1b}[2J (pid 7)");
+            let lines = process.stop();
+            let changes =
+                |line: &str| !line.starts_with("# ") && line != "systemctl status 7" && line != "kill 7";
+            assert!(!lines.lines().any(changes) && !lines.contains('\u{1b}'), "{lines:?}");
+        }
     }
 }
