@@ -17,7 +17,7 @@ use crate::admin::{self, Admin};
 use crate::config::file::{self, ConfigError};
 use crate::config::{self, Config, DNS_PORT, Reload};
 use crate::metrics::{self as names, Metrics, ZoneMetrics};
-use crate::node::{Node, NodeError};
+use crate::node::{Node, NodeError, Tentative};
 use crate::readiness::{Readiness, Step};
 use crate::resolve::Resolver;
 use crate::resolve::echo::Loop;
@@ -128,7 +128,7 @@ impl Agent {
         let started = Instant::now();
         let readiness = Arc::new(Readiness::new());
         // Before the first connection: what has been tracked once stays so.
-        let node = Node::start(&config, &readiness);
+        let node = Tentative::new(Node::start(&config, &readiness));
         let metrics = Arc::new(Metrics::new(config.workers));
         let (mut pools, mut zones) = (Vec::new(), HashMap::new());
         let (late, late_answers) = mpsc::channel(LATE);
@@ -155,7 +155,7 @@ impl Agent {
             resolv_conf: WatchedFile::new(system::RESOLV_CONF.into()),
             probes: Probes::start(&resolver),
             pools,
-            node,
+            node: node.keep(),
             zones,
             late,
             resolver,
@@ -255,7 +255,7 @@ impl Agent {
         self.readiness.drain();
         let (finish, deadline) = (Instant::now() + FINISH, Instant::now() + DRAIN);
         if self.node.intercepts() {
-            self.node.withdraw();
+            self.node.withdraw().await;
             tokio::time::sleep(SETTLE).await;
             self.listening.finish();
         } else {
