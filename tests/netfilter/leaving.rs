@@ -13,10 +13,11 @@ use nodens::readiness::Readiness;
 use crate::node::{CLUSTER, address, on_a_node};
 use crate::support::{seconds, wait_until};
 
-/// Sockets to netfilter of this network namespace: a table goes with its own.
+/// Sockets to netfilter of this network namespace, but for the kernel's own, with the number 0: a table goes with its own.
 fn sockets() -> usize {
     let text = fs::read_to_string("/proc/net/netlink").expect("a list of sockets");
-    text.lines().filter(|line| line.split_whitespace().nth(1) == Some("12")).count()
+    let columns = text.lines().map(|line| line.split_whitespace().skip(1).take(2).collect::<Vec<_>>());
+    columns.filter(|columns| columns[0] == "12" && columns[1] != "0").count()
 }
 
 fn is_led_here() -> bool {
