@@ -18,7 +18,7 @@ use crate::admin::{self, Admin};
 use crate::config::file::{self, ConfigError};
 use crate::config::{self, Config, DNS_PORT, Reload};
 use crate::metrics::{self as names, Metrics, ZoneMetrics};
-use crate::node::{Node, NodeError};
+use crate::node::{Left, Node, NodeError, Tentative};
 use crate::parent::{self, Parent};
 use crate::readiness::{Readiness, Step};
 use crate::resolve::Resolver;
@@ -150,7 +150,9 @@ impl Agent {
         let started = Instant::now();
         let readiness = Arc::new(Readiness::new());
         // Before the first connection: what has been tracked once stays so.
-        let node = Node::start(&config, &readiness);
+        // One that is kept may be about to replace another, which goes on if it does not come up.
+        let fails = if parent.is_keep() { Left::Replaced } else { Left::Open };
+        let node = Tentative::new(Node::start(&config, &readiness), fails);
         let metrics = Arc::new(Metrics::new(config.workers));
         let (mut pools, mut zones) = (Vec::new(), HashMap::new());
         let (late, late_answers) = mpsc::channel(LATE);
@@ -194,7 +196,7 @@ impl Agent {
             resolv_conf: WatchedFile::new(system::RESOLV_CONF.into()),
             probes: Probes::start(&resolver),
             pools,
-            node,
+            node: node.keep(),
             zones,
             late,
             resolver,
@@ -338,7 +340,7 @@ impl Agent {
             self.pages.abort();
         }
         if self.node.intercepts() {
-            self.node.withdraw();
+            self.node.withdraw().await;
             tokio::time::sleep(SETTLE).await;
         }
         self.listening.finish(if replaced { Stage::Sharing } else { Stage::Finishing });
@@ -363,7 +365,11 @@ impl Agent {
         if let Some(warm) = self.warm.as_ref().filter(|_| !replaced) {
             warm.write();
         }
-        self.node.leave(replaced);
+        self.node.leave(match end {
+            End::Replaced => Left::Replaced,
+            End::Last if self.parent.is_keep() => Left::Last,
+            End::Last => Left::Open,
+        });
         let left = self.resolver.flights.waiting();
         self.control.leave();
         tracing::info!(unanswered = left, "ended");

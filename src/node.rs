@@ -5,6 +5,9 @@
 //! whatever goes comes back, and what fails is tried again.
 
 pub mod events;
+mod firewalls;
+mod leave;
+mod leftovers;
 pub mod link;
 pub mod netfilter;
 mod netlink;
@@ -16,6 +19,7 @@ mod steps;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +29,9 @@ use crate::config::{Config, DNS_PORT, Network, Server};
 use crate::metrics::{INTERCEPTING, SETUP_REPAIRS};
 use crate::readiness::{Readiness, Step};
 use events::Events;
-use netfilter::{Firewall, Ownership, Refusal, Table};
+use firewalls::Opening;
+pub use leave::{Left, Tentative};
+use netfilter::{Ownership, Refusal, Table};
 use rules::{Kept, Wanted, chains};
 
 /// The pause after a first failure; it doubles up to [`LONGEST_PAUSE`].
@@ -36,9 +42,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(500);
 /// So often everything is looked at though no event has told of a change.
 const LOOK_AT_ALL: Duration = Duration::from_secs(10);
-/// Firewalls have no event that we hear, and a look at them reads all their rules (20,000 take 0.1 s): one may take a
-/// fiftieth of the time until the next.
-const LOOKING: u32 = 50;
 /// Connections to the ClusterIPs that are kept in mind, of each family: room for 2,000 new ones a second, which are kept for
 /// 40 s each by default. They take some 100 bytes each in the kernel. Further ones are answered by the cluster's DNS.
 const CONNECTIONS: u32 = 1 << 17;
@@ -85,12 +88,12 @@ struct State {
     ports: BTreeSet<u16>,
     /// All addresses were there once: what is missing later was taken away.
     held: bool,
+    /// Addresses that this process has added.
+    added: BTreeSet<link::Place>,
     /// Queries were led here once.
     led: bool,
-    /// Firewalls were opened once.
-    opened: bool,
-    /// What was said about links of others, so that it is said once.
-    said: BTreeSet<String>,
+    /// Links of others that held ClusterIPs at the last look, so that it is said once.
+    held_by: BTreeSet<link::Place>,
 }
 
 /// The node, as far as the agent has a hand in it.
@@ -101,6 +104,10 @@ pub struct Node {
     kept: Kept,
     readiness: Arc<Readiness>,
     state: Mutex<State>,
+    /// Apart from the rest, because a look at firewalls can take long.
+    opening: Mutex<Opening>,
+    /// Nothing is set up any more.
+    left: AtomicBool,
 }
 
 impl Node {
@@ -117,6 +124,8 @@ impl Node {
             kept: Kept { most: CONNECTIONS, silence: config.limits.tcp_idle + UNANSWERED },
             readiness: Arc::clone(readiness),
             state: Mutex::new(state),
+            opening: Mutex::default(),
+            left: AtomicBool::new(false),
         });
         if !node.is_wanted() {
             return node;
@@ -126,10 +135,16 @@ impl Node {
         }
         // Before the first look, so that no change is missed.
         let link = node.network.address_on.as_deref().unwrap_or(link::LOOPBACK);
-        let events = Events::open(link, &node.addresses())
+        let addresses = [node.addresses(), node.network.intercept.clone()].concat();
+        let events = Events::open(link, &addresses)
             .inspect_err(|error| tracing::warn!(%error, "changes on this node are noticed late"));
         let done = node.settle(true);
         tokio::spawn(Arc::clone(&node).keep(events.ok(), done));
+        if node.network.accept_untracked {
+            let opened = node.open_firewalls();
+            tokio::spawn(Arc::clone(&node).keep_open(opened));
+        }
+        tokio::spawn(Arc::clone(&node).clean_up());
         node
     }
 
@@ -155,11 +170,21 @@ impl Node {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does what may wait for the kernel on a thread of its own: queries are answered meanwhile. `None` if it panics.
+    async fn apart<T: Send + 'static>(self: &Arc<Self>, work: fn(&Self) -> T) -> Option<T> {
+        let node = Arc::clone(self);
+        tokio::task::spawn_blocking(move || work(&node)).await.ok()
+    }
+
+    /// Nothing is to be set up any more: the agent itself says what goes when.
+    fn is_leaving(&self) -> bool {
+        self.readiness.is_draining() || self.left.load(Ordering::Relaxed)
+    }
+
     /// Settles for as long as the agent runs.
     async fn keep(self: Arc<Self>, mut events: Option<Events>, mut done: bool) {
         let mut changes = self.readiness.changes();
         let mut looked_at_all = Instant::now();
-        let mut took = Duration::ZERO;
         let mut pause = FIRST_PAUSE;
         loop {
             let wait = if done { LOOK } else { pause };
@@ -174,19 +199,16 @@ impl Node {
                 }
                 () = tokio::time::sleep(wait) => false,
             };
-            if self.readiness.is_draining() {
-                return; // the agent itself says what goes when
+            if self.is_leaving() {
+                return;
             }
-            let firewalls = (LOOKING * took).clamp(LOOK, LOOK_AT_ALL);
-            let at_most = if self.network.accept_untracked { firewalls } else { LOOK_AT_ALL };
-            let all = event || !done || looked_at_all.elapsed() >= at_most;
+            let all = event || !done || looked_at_all.elapsed() >= LOOK_AT_ALL;
             if all {
                 looked_at_all = Instant::now();
             }
-            done = self.settle(all);
-            if all {
-                took = looked_at_all.elapsed();
-            }
+            let settle: fn(&Self) -> bool =
+                if all { |node| node.settle(true) } else { |node| node.settle(false) };
+            done = self.apart(settle).await.unwrap_or(false);
             if event {
                 tokio::time::sleep(PACE).await;
             }
@@ -197,11 +219,13 @@ impl Node {
     /// without an event is looked at.
     fn settle(&self, all: bool) -> bool {
         let mut state = self.state();
+        if self.left.load(Ordering::Relaxed) {
+            return true;
+        }
         let held = !all || self.hold(&mut state);
         let led = self.decide(&mut state, all);
         let ruled = !self.wants_rules() || self.enforce(&mut state);
-        let opened = !all || !self.network.accept_untracked || self.open_firewalls(&mut state);
-        held && led && ruled && opened
+        held && led && ruled
     }
 
     /// The rules are in force.
@@ -293,50 +317,6 @@ impl Node {
         }
         Ok(())
     }
-
-    /// Leads no more queries here but on connections that are open; answers still get out as they are. The agent is
-    /// draining.
-    pub fn withdraw(&self) {
-        let mut state = self.state();
-        if state.phase == Phase::Intercepting {
-            state.phase = state.phase.without_new();
-            self.enforce(&mut state);
-        }
-    }
-
-    /// Leaves the node as it should be left, after the last socket has closed. What others listen at stays theirs, and all
-    /// but the rules stay another agent's that has `replaced` this one.
-    pub fn leave(&self, replaced: bool) {
-        let mut state = self.state();
-        if let Some(Err(error)) = state.table.as_mut().map(Table::remove) {
-            tracing::warn!(%error, "rules stay behind");
-        }
-        if replaced {
-            return;
-        }
-        let network = &self.network;
-        if network.accept_untracked {
-            let mut mine = self.untracked();
-            mine.retain(|at| !sockets::others_listen(*at));
-            if let Err(error) = Firewall::find().and_then(|firewall| firewall.close(&mine)) {
-                tracing::warn!(%error, "rules of ours stay behind in firewalls");
-            }
-        }
-        let alone = |ip: &IpAddr, port| !sockets::others_listen(SocketAddr::new(*ip, port));
-        let free: Vec<IpAddr> = network.intercept.iter().copied().filter(|ip| alone(ip, DNS_PORT)).collect();
-        if !free.is_empty()
-            && let Err(error) = route::let_go(&free, self.mark())
-        {
-            tracing::warn!(%error, "routes stay behind, which lead nobody anywhere");
-        }
-        if let Some(on) = network.address_on.as_ref().filter(|_| !network.keep_address) {
-            let free = self.listen.iter().filter(|at| alone(&at.ip(), at.port())).map(SocketAddr::ip);
-            match link::release(on, &free.collect::<Vec<_>>()) {
-                Ok(released) => tracing::info!(?released, "the listen addresses are taken away"),
-                Err(error) => tracing::warn!(%error, "the listen addresses stay behind"),
-            }
-        }
-    }
 }
 
 /// A table, and none that an agent before us has left behind.
@@ -408,14 +388,55 @@ mod tests {
         let node = Node::start(&Config::default(), &readiness);
         assert!(!node.intercepts() && readiness.reasons().is_empty());
         assert!(node.state().table.is_none());
-        node.leave(false);
+        node.leave(Left::Open);
     }
 
     fn node(network: Network) -> Node {
         let readiness = Arc::new(Readiness::new());
         readiness.latch();
         let kept = Kept { most: 1, silence: FIRST_PAUSE };
-        Node { network, listen: Vec::new(), kept, readiness, state: Mutex::default() }
+        let (state, opening) = (Mutex::default(), Mutex::default());
+        Node { network, listen: Vec::new(), kept, readiness, state, opening, left: AtomicBool::new(false) }
+    }
+
+    /// What the kernel does for us it does when it can: another's transaction may take its time.
+    #[tokio::test]
+    async fn whoever_waits_for_the_kernel_keeps_nobody_else_waiting() {
+        let node = Arc::new(node(Network::default()));
+        let held = Arc::clone(&node);
+        let (begin, began) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let kernel = std::thread::spawn(move || {
+            let _state = held.state();
+            begin.send(()).unwrap();
+            let _ = ended.recv_timeout(Duration::from_secs(10));
+        });
+        began.recv().unwrap();
+        let keeping = tokio::spawn(Arc::clone(&node).keep(None, false));
+        let leaving = Arc::clone(&node);
+        let withdrawing = tokio::spawn(async move { leaving.withdraw().await });
+        // Longer than the first pause, so that it has begun to settle.
+        tokio::time::timeout(Duration::from_secs(5), tokio::time::sleep(2 * FIRST_PAUSE)).await.unwrap();
+        assert!(!withdrawing.is_finished(), "it is waited for");
+        end.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(5), withdrawing).await.unwrap().unwrap();
+        kernel.join().unwrap();
+        node.readiness.drain();
+        tokio::time::timeout(Duration::from_secs(5), keeping).await.unwrap().unwrap();
+    }
+
+    /// Whoever was about to set something up when the end came.
+    #[test]
+    fn nothing_is_set_up_after_the_end() {
+        let node = node(Network {
+            address_on: Some("a/b".to_owned()),
+            accept_untracked: true,
+            ..Network::default()
+        });
+        node.readiness.latch();
+        node.left.store(true, Ordering::Relaxed);
+        assert!(node.settle(true) && node.open_firewalls());
+        assert!(node.readiness.reasons().is_empty(), "or the name would be refused");
     }
 
     /// A table that was not to be had may be had the next time, as one that stays behind this process.

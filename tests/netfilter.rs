@@ -10,6 +10,8 @@ mod connections;
 mod firewall;
 #[path = "netfilter/intercept.rs"]
 mod intercept;
+#[path = "netfilter/leaving.rs"]
+mod leaving;
 #[path = "netfilter/node.rs"]
 mod node;
 #[path = "netfilter/notrack.rs"]

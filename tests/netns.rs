@@ -25,6 +25,8 @@ mod kernel;
 mod kill;
 #[path = "netns/kube_proxy.rs"]
 mod kube_proxy;
+#[path = "netns/left.rs"]
+mod left;
 #[path = "netns/mended.rs"]
 mod mended;
 #[path = "netns/migration.rs"]

@@ -232,7 +232,7 @@ fn spoken(duration: Duration) -> humantime::FormattedDuration {
 fn network(network: &Network, out: &mut String) -> fmt::Result {
     let Mark { intercept, own, mask } = network.mark;
     if let Some(link) = &network.address_on {
-        let end = if network.keep_address { "leaves them there" } else { "takes them away" };
+        let end = if network.keep_address { "leaves them there" } else { "takes away what it has added" };
         writeln!(out, "holds its addresses on the link {link}, and {end} at the end")?;
     }
     if network.notrack {
@@ -328,7 +328,7 @@ log: { format: text, level: debug }
              16 queries, never a second query for a late answer, certificates by the authorities in /etc/ca.pem",
             "zone svc.: asks tcp://dns.svc.:53, within 4s, names resolved by udp://10.96.0.10:53, over 1 to 16 \
              connections each with up to 16 queries, a second query for up to 2% of them (128 in a burst)",
-            "holds its addresses on the link nodelocaldns, and takes them away at the end",
+            "holds its addresses on the link nodelocaldns, and takes away what it has added at the end",
             "exempts its clients' queries and their answers from connection tracking",
             "answers for the ClusterIPs 10.96.0.10, fd00:96::a while it can, by the mark 0x3500/0xff00",
             "has firewalls let in queries that are not tracked",

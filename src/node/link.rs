@@ -1,7 +1,8 @@
 //! The listen addresses, and the link that holds them.
 //!
 //! A dummy link is what NodeLocal DNSCache uses, and one that it has left is used as it is. A kernel without dummies has
-//! `lo`. What Linux makes of an address is told here once, measured in network namespaces:
+//! `lo`. What is ours is marked so in the kernel, where it outlives the process, and nothing else is ever taken away: an
+//! address by its protocol, a link by its alias. What Linux makes of an address is told here once, measured in network namespaces:
 //! an address answers on every link that holds it, also on one that is down: that is how kube-proxy's IPVS mode holds
 //! ClusterIPs. IPv6 addresses go when their link goes down. One that is tentative does not answer, and stays so for as
 //! long as the link has no carrier.
@@ -14,7 +15,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope,
 };
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -28,6 +29,11 @@ use seen::{Link, Node};
 pub const LOOPBACK: &str = "lo";
 /// Where kube-proxy's IPVS mode holds ClusterIPs; it takes away what is no service's.
 pub const IPVS: &str = "kube-ipvs0";
+/// The alias of a link that we have made, as `ip link` shows it.
+pub const ALIAS: &str = "nodens";
+/// Who has added an address (linux/if_addr.h, `IFA_PROTO`; `ip address` calls it `proto`), as of Linux 5.18; kernels before
+/// pass it over. 1 to 3 are the kernel's.
+const PROTOCOL: AddressProtocol = AddressProtocol::Other(53);
 /// linux/if.h, `IFNAMSIZ`, less the zero at the end.
 const NAME_MAX: usize = 15;
 
@@ -65,7 +71,7 @@ fn sysctl(link: &str) -> String {
 }
 
 /// An address, and a link that holds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The address.
     pub address: IpAddr,
@@ -151,36 +157,35 @@ pub fn hold(on: &str, addresses: &[IpAddr]) -> Result<Held, Problem> {
     Ok(held)
 }
 
-/// Takes these addresses off the link `on`, and the link away when it is a dummy that holds no other. Where there is no
-/// such link, `lo` has had its place, and loses what [`hold`] adds there and nothing that looks otherwise.
+/// Takes those of these addresses that an agent has added off the link `on` and off `lo`, which has its place where the
+/// kernel has no dummies; and the link away if an agent has made it and it holds no other address. What was there before,
+/// or came from anybody else, stays, however it looks. `added` are those of this process: a kernel before Linux 5.18
+/// does not tell whose an address is, so that those of an agent before us stay there.
 ///
 /// # Errors
 /// [`Problem`]
-pub fn release(on: &str, addresses: &[IpAddr]) -> Result<Released, Problem> {
+pub fn release(on: &str, addresses: &[IpAddr], added: &BTreeSet<Place>) -> Result<Released, Problem> {
     let mut socket = open()?;
     let node = Node::read(&mut socket)?;
-    let Some(link) = node.link(on).or_else(|| node.link(LOOPBACK)) else { return Ok(Released::default()) };
-    let on_link = || node.holders.iter().filter(|holder| holder.link == link.name);
     let leaves = |holder: &Holder| {
-        let meant = addresses.contains(&holder.address) && needs_a_link(&holder.address);
-        meant && (link.name != LOOPBACK || holder.is_as_we_add_it())
+        let is_meant = addresses.contains(&holder.address) && [on, LOOPBACK].contains(&&*holder.link);
+        is_meant && holder.is_as_we_add_it() && (holder.ours || added.contains(&holder.place()))
     };
     let mut released = Released::default();
-    for holder in on_link().filter(|holder| leaves(holder)) {
+    for holder in node.holders.iter().filter(|holder| leaves(holder)) {
         match socket.change(RouteNetlinkMessage::DelAddress(holder.message.clone()), 0) {
-            Ok(()) => {
-                released.removed.push(Place { address: holder.address, link: link.name.clone() });
-            }
+            Ok(()) => released.removed.push(holder.place()),
             Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
             Err(error) => {
-                return Err(problem(error, &link.name, || format!("to remove address {}", holder.address)));
+                return Err(problem(error, &holder.link, || format!("to remove address {}", holder.address)));
             }
         }
     }
     let stays = |holder: &Holder| {
         !leaves(holder) && !matches!(holder.address, IpAddr::V6(v6) if v6.is_unicast_link_local())
     };
-    if link.kind.as_deref() == Some("dummy") && !on_link().any(stays) {
+    let is_empty = |link: &Link| !node.holders.iter().any(|holder| holder.link == link.name && stays(holder));
+    if let Some(link) = node.link(on).filter(|link| link.ours && is_empty(link)) {
         let mut message = LinkMessage::default();
         message.header.index = link.index;
         match socket.change(RouteNetlinkMessage::DelLink(message), 0) {
@@ -260,7 +265,17 @@ fn make(socket: &mut Socket, name: &str) -> Result<(Option<Link>, bool), Problem
         Err((Some(libc::EPERM), _)) => return Err(Problem::Capability),
         Err((_, error)) => return Err(Problem::Other(format!("dummy link {name}"), error)),
     };
-    Ok((Node::read(socket)?.link(name).cloned(), created))
+    let link = Node::read(socket)?.link(name).cloned();
+    if let Some(link) = link.as_ref().filter(|_| created) {
+        // Linux takes no alias with a new link. One without stays at the end, which harms nobody.
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes = vec![LinkAttribute::IfAlias(ALIAS.to_owned())];
+        if let Err(error) = socket.change(RouteNetlinkMessage::SetLink(message), 0) {
+            tracing::debug!(%error, "link {name} has no alias");
+        }
+    }
+    Ok((link, created))
 }
 
 fn raise(socket: &mut Socket, link: &Link) -> Result<(), Problem> {
@@ -279,7 +294,11 @@ fn raise(socket: &mut Socket, link: &Link) -> Result<(), Problem> {
 fn add(socket: &mut Socket, link: &Link, address: IpAddr) -> io::Result<()> {
     let mut message = AddressMessage::default();
     message.header.index = link.index;
-    message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
+    message.attributes = vec![
+        AddressAttribute::Address(address),
+        AddressAttribute::Local(address),
+        AddressAttribute::Protocol(PROTOCOL),
+    ];
     match address {
         IpAddr::V4(_) => {
             message.header.family = AddressFamily::Inet;

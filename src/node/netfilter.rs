@@ -22,7 +22,7 @@ pub use conntrack::{Tracked, conntrack};
 pub use firewall::{Firewall, OPENED, Opened};
 pub use rule::{Bits, Chain, Hook, Kind, MANGLE, RAW, Rule};
 pub use seen::{Base, ChainSeen, Family, RuleSeen, TableSeen, tables};
-pub use table::{Ownership, Table, remove_orphans};
+pub use table::{Ownership, Table, other_agents, remove_orphans};
 
 use transaction::Step;
 
@@ -48,6 +48,14 @@ pub enum Refusal {
         "this kernel does not list tracked connections (CONFIG_NF_CT_NETLINK, module nf_conntrack_netlink)"
     )]
     NoConntrackList,
+    /// Rules of ours may be among those that are not looked at.
+    #[error(
+        "it has more than {0} rules, and ours might be among those behind: have it accept `ct state untracked` by hand"
+    )]
+    TooMany(usize),
+    /// Each time it was read.
+    #[error("it changes all the time")]
+    Changing,
     /// Anything else.
     #[error("the kernel refused {0}: {1}")]
     Other(String, io::Error),

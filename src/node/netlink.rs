@@ -6,6 +6,7 @@ mod attributes;
 
 use std::io::{self, ErrorKind, Read};
 use std::iter;
+use std::ops::ControlFlow;
 
 use socket2::{Domain, Protocol, Type};
 
@@ -119,7 +120,7 @@ pub(super) enum Listed {
     Whole,
     /// It changed meanwhile, so that parts may be missing or twice (`NLM_F_DUMP_INTR`).
     Changed,
-    /// It was longer than the bound.
+    /// It was longer than the bound, or than the reader wanted.
     Cut,
 }
 
@@ -163,15 +164,15 @@ impl Socket {
     }
 
     /// Sends a message that asks for a list (`NLM_F_DUMP`), and hands every entry to `each`: what stands behind the
-    /// header. No more than `bound` entries are read.
+    /// header. No more than `bound` entries are read, nor any after `each` breaks off.
     ///
     /// # Errors
-    /// The system's own, and the kernel's refusal.
+    /// The system's own, and the kernel's refusal, also of the rest of a list.
     pub(super) fn list(
         &self,
         packet: &Packet,
         bound: usize,
-        each: &mut dyn FnMut(&[u8]),
+        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> io::Result<Listed> {
         let mut space = vec![0; DATAGRAM];
         self.forget(&mut space);
@@ -183,17 +184,16 @@ impl Socket {
                 if message.flags & libc::NLM_F_DUMP_INTR as u16 != 0 {
                     listed = Listed::Changed;
                 }
-                if message.kind == libc::NLMSG_DONE as u16 {
-                    return Ok(listed);
-                }
                 match message.error() {
                     Some(Some(error)) => return Err(error),
-                    Some(None) if message.kind != libc::NLMSG_ERROR as u16 => each(message.body),
+                    _ if message.kind == libc::NLMSG_DONE as u16 => return Ok(listed),
+                    Some(None) if message.kind != libc::NLMSG_ERROR as u16 => {
+                        read += 1;
+                        if read > bound || each(message.body).is_break() {
+                            return Ok(Listed::Cut);
+                        }
+                    }
                     _ => {}
-                }
-                read += 1;
-                if read >= bound {
-                    return Ok(Listed::Cut);
                 }
             }
         }
@@ -234,14 +234,19 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// What a status message says, `Some(None)` for "done" and for messages that are no status; `None` when it is
-    /// broken. An acknowledgement is the error 0; the others are negative.
+    /// What a status message says, `Some(None)` for success and for messages that are no status; `None` when it is
+    /// broken. An acknowledgement is the error 0; the others are negative. The end of a list has a number as well: an
+    /// error that came when a part of it had been told.
     fn error(&self) -> Option<Option<io::Error>> {
-        if self.kind != libc::NLMSG_ERROR as u16 {
+        let is_end = self.kind == libc::NLMSG_DONE as u16;
+        if self.kind != libc::NLMSG_ERROR as u16 && !is_end {
             return Some(None);
         }
         let code = i32::from_ne_bytes(*self.body.first_chunk()?);
-        Some((code != 0).then(|| io::Error::from_raw_os_error(code.saturating_neg())))
+        Some(
+            (if is_end { code < 0 } else { code != 0 })
+                .then(|| io::Error::from_raw_os_error(code.saturating_neg())),
+        )
     }
 }
 
@@ -303,6 +308,13 @@ mod tests {
             if let Some(second) = read.get(1) {
                 assert_eq!(second.error().unwrap().unwrap().kind(), ErrorKind::PermissionDenied);
             }
+        }
+        // The end of a list that is not whole, of one that is, and one without a number.
+        for (code, whole) in [(-libc::ENOMEM, false), (0, true), (7, true)] {
+            let mut end = Packet::default();
+            end.message(libc::NLMSG_DONE as u16, 0, 1, |packet| packet.raw(&code.to_ne_bytes()));
+            let read: Vec<_> = messages(&end.bytes).map(|message| message.error().unwrap()).collect();
+            assert!(read.len() == 1 && read[0].is_none() == whole, "{code}: {read:?}");
         }
         // A length of nothing must not be read for ever, nor one of everything.
         assert_eq!(messages(&[0; 64]).count(), 0);

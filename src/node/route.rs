@@ -1,6 +1,8 @@
 //! The way of intercepted packets to the agent: a rule that looks up marked packets in a table of our own, and local routes
 //! there. Both are harmless when they are left behind: nothing has the mark once the rules of nftables are gone.
 
+mod leftovers;
+
 use std::io;
 use std::net::IpAddr;
 
@@ -13,6 +15,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netfilter::Bits;
 use super::rtnetlink::Socket;
+pub use leftovers::keep_only;
 
 /// The table of our routes. Tables below 256 are often somebody's.
 pub const TABLE: u32 = 10053;
@@ -236,6 +239,23 @@ impl Family {
         message
     }
 
+    fn read(self, message: &RouteMessage) -> Route {
+        let to = message.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::from(*address)),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::from(*address)),
+            _ => None,
+        });
+        let all = match self {
+            Self::V4 => IpAddr::from([0; 4]),
+            Self::V6 => IpAddr::from([0; 16]),
+        };
+        Route {
+            to: to.unwrap_or(all),
+            prefix: message.header.destination_prefix_length,
+            local: message.header.kind == RouteType::Local,
+        }
+    }
+
     /// All that says only which table is meant.
     fn table(self) -> RouteMessage {
         let mut message = RouteMessage::default();
@@ -285,28 +305,16 @@ fn rules(socket: &mut Socket, family: Family) -> Result<Vec<RuleMessage>, Proble
 
 /// The routes of our table.
 fn routes(socket: &mut Socket, family: Family) -> Result<Vec<Route>, Problem> {
+    Ok(messages_of_routes(socket, family)?.iter().map(|message| family.read(message)).collect())
+}
+
+fn messages_of_routes(socket: &mut Socket, family: Family) -> Result<Vec<RouteMessage>, Problem> {
     let list = list(socket, RouteNetlinkMessage::GetRoute(family.table()), "routes")?;
     let routes = list.into_iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewRoute(route) if is_of_our_table(&route) => Some(route),
         _ => None,
     });
-    let read = |message: RouteMessage| {
-        let to = message.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::from(*address)),
-            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::from(*address)),
-            _ => None,
-        });
-        let all = match family {
-            Family::V4 => IpAddr::from([0; 4]),
-            Family::V6 => IpAddr::from([0; 16]),
-        };
-        Route {
-            to: to.unwrap_or(all),
-            prefix: message.header.destination_prefix_length,
-            local: message.header.kind == RouteType::Local,
-        }
-    };
-    Ok(routes.filter(|route| route.header.address_family == family.number()).map(read).collect())
+    Ok(routes.filter(|route| route.header.address_family == family.number()).collect())
 }
 
 fn list(
@@ -332,21 +340,24 @@ pub(super) fn is_of_our_table(route: &RouteMessage) -> bool {
 
 /// Whether a rule is the one that we make, who ever made it: it has no other condition and does nothing else.
 fn is_ours(rule: &RuleMessage, mark: Bits) -> bool {
+    is_plain(rule) && marked(rule) == (mark.value, mark.mask)
+}
+
+/// Whether a rule stands where ours do, asks for a mark alone, and leads to our table.
+fn is_plain(rule: &RuleMessage) -> bool {
     let header = &rule.header;
     let plain = header.action == RuleAction::ToTable
         && header.flags.is_empty()
         && (header.dst_len, header.src_len, header.tos) == (0, 0, 0);
     let known = rule.attributes.iter().all(|attribute| match attribute {
-        RuleAttribute::FwMark(value) => *value == mark.value,
-        RuleAttribute::FwMask(mask) => *mask == mark.mask,
+        RuleAttribute::FwMark(_) | RuleAttribute::FwMask(_) | RuleAttribute::Protocol(_) => true,
         RuleAttribute::Table(table) => *table == TABLE,
         RuleAttribute::Priority(preference) => *preference == PREFERENCE,
-        RuleAttribute::Protocol(_) => true,
         // What the kernel says of a rule without it.
         RuleAttribute::SuppressPrefixLen(length) => *length == u32::MAX,
         _ => false,
     });
-    plain && known && table(rule) == TABLE && marked(rule) == (mark.value, mark.mask)
+    plain && known && table(rule) == TABLE
 }
 
 pub(super) fn table(rule: &RuleMessage) -> u32 {

@@ -2,20 +2,56 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Whether a process beside this one has a socket bound to this address and port, by UDP or listening by TCP. Where that
 /// cannot be known it is taken for granted.
 pub fn others_listen(at: SocketAddr) -> bool {
-    let files = match at {
-        SocketAddr::V4(_) => ["/proc/self/net/udp", "/proc/self/net/tcp"],
-        SocketAddr::V6(_) => ["/proc/self/net/udp6", "/proc/self/net/tcp6"],
-    };
+    others_have([(Family::of(at), written(at))].into_iter())
+}
+
+/// As [`others_listen`]; also by a socket that is bound to the port at all addresses.
+pub fn others_are_reached(at: SocketAddr) -> bool {
+    others_have(every(at))
+}
+
+/// The address, and all addresses by which it is reached.
+fn every(at: SocketAddr) -> impl Iterator<Item = (Family, String)> {
+    let all = |ip: IpAddr| SocketAddr::new(ip, at.port());
+    let v4 = at.is_ipv4().then(|| all(Ipv4Addr::UNSPECIFIED.into()));
+    // One of IPv6 has IPv4 as well, unless it says otherwise, which cannot be seen.
+    let all = [Some(at), v4, Some(all(Ipv6Addr::UNSPECIFIED.into()))];
+    all.into_iter().flatten().map(|at| (Family::of(at), written(at)))
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn of(at: SocketAddr) -> Self {
+        if at.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    fn files(self) -> [&'static str; 2] {
+        match self {
+            Self::V4 => ["/proc/self/net/udp", "/proc/self/net/tcp"],
+            Self::V6 => ["/proc/self/net/udp6", "/proc/self/net/tcp6"],
+        }
+    }
+}
+
+fn others_have(mut places: impl Iterator<Item = (Family, String)>) -> bool {
     let Some(own) = own_sockets() else { return true };
-    let wanted = written(at);
-    files.into_iter().any(|file| match fs::read_to_string(file) {
-        Ok(text) => bound(&text, &wanted).any(|inode| !own.contains(&inode)),
-        Err(_) => true,
+    places.any(|(family, wanted)| {
+        family.files().into_iter().any(|file| match fs::read_to_string(file) {
+            Ok(text) => bound(&text, &wanted).any(|inode| !own.contains(&inode)),
+            // Without IPv6 nobody listens by it.
+            Err(error) => error.kind() != ErrorKind::NotFound,
+        })
     })
 }
 
@@ -66,6 +102,26 @@ mod tests {
             let tcp = TcpListener::bind(udp.local_addr().unwrap());
             assert!(!others_listen(udp.local_addr().unwrap()));
             drop(tcp);
+        }
+    }
+
+    /// Whoever is bound to all addresses would lose one of them as well.
+    #[test]
+    fn a_socket_for_all_addresses_is_reached_at_each() {
+        let port = |text: &str| text.parse::<SocketAddr>().unwrap().port();
+        let files = |name: &str| fs::read_to_string(format!("/proc/self/net/{name}")).unwrap();
+        for (address, at) in [("0.0.0.0:0", "127.0.0.9"), ("[::]:0", "127.0.0.9"), ("[::]:0", "::1")] {
+            let udp = UdpSocket::bind(address).unwrap();
+            let at = SocketAddr::new(at.parse().unwrap(), port(&udp.local_addr().unwrap().to_string()));
+            let found = every(at).any(|(family, wanted)| {
+                let name = family.files()[0].rsplit('/').next().unwrap();
+                bound(&files(name), &wanted).any(|inode| own_sockets().unwrap().contains(&inode))
+            });
+            assert!(found, "{address} {at}");
+            assert!(!others_are_reached(at), "our own");
+            let exact =
+                bound(&files("udp"), &written(at)).count() + bound(&files("udp6"), &written(at)).count();
+            assert_eq!(exact, 0);
         }
     }
 

@@ -1,44 +1,12 @@
 //! The steps of [`Node::settle`], but for the rules themselves: each looks at what is there and adds what is missing.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 
-use super::netfilter::{Bits, Firewall, Ownership};
+use super::netfilter::{Bits, Ownership};
 use super::{Node, Phase, State, link, repaired, route};
-use crate::config::DNS_PORT;
 use crate::readiness::Step;
 
 impl Node {
-    /// Firewalls let in what is not tracked.
-    pub(super) fn open_firewalls(&self, state: &mut State) -> bool {
-        match Firewall::find().and_then(|firewall| firewall.open_for(&self.untracked())) {
-            Ok(opened) => {
-                self.readiness.has(Step::Firewall, "");
-                for why in opened.cannot {
-                    if state.said.insert(why.clone()) {
-                        tracing::warn!("network.accept_untracked: {why}");
-                    }
-                }
-                if !opened.opened.is_empty() && state.opened {
-                    repaired(Step::Firewall, &opened.opened.join(", "));
-                }
-                state.opened = true;
-                true
-            }
-            Err(refusal) => {
-                self.readiness.lacks(Step::Firewall, "", format!("network.accept_untracked: {refusal}"));
-                false
-            }
-        }
-    }
-
-    /// Where queries come that are not tracked.
-    pub(super) fn untracked(&self) -> Vec<SocketAddr> {
-        let network = &self.network;
-        let listen = if network.notrack { &self.listen[..] } else { &[] };
-        let cluster_ips = network.intercept.iter().map(|&ip| SocketAddr::new(ip, DNS_PORT));
-        listen.iter().copied().chain(cluster_ips).collect()
-    }
-
     /// The listen addresses are on a link.
     pub(super) fn hold(&self, state: &mut State) -> bool {
         let Some(on) = &self.network.address_on else { return true };
@@ -50,6 +18,7 @@ impl Node {
             }
         };
         self.readiness.has(Step::Link, on);
+        state.added.extend(held.added.iter().cloned());
         for place in held.added.iter().chain(&held.adopted) {
             self.readiness.has(Step::Address, &place.address.to_string());
         }
@@ -107,8 +76,12 @@ impl Node {
             Ok(holders) => holders,
             Err(problem) => return refuse(problem.to_string()),
         };
-        for holder in holders.iter().filter(|holder| self.network.intercept.contains(&holder.address)) {
-            let (address, link) = (holder.address, &holder.link);
+        let held = holders.into_iter().filter(|holder| self.network.intercept.contains(&holder.address));
+        let held: BTreeSet<_> =
+            held.map(|link::Holder { address, link, .. }| link::Place { address, link }).collect();
+        let before = std::mem::replace(&mut state.held_by, held);
+        for place in &state.held_by {
+            let link::Place { address, link } = place;
             if link == link::IPVS {
                 return refuse(format!(
                     "{address} is held by the link {link} (kube-proxy in IPVS mode), so that queries would not come \
@@ -116,7 +89,7 @@ impl Node {
                      configuration to an address of `listen`"
                 ));
             }
-            if state.said.insert(format!("{address} {link}")) {
+            if !before.contains(place) {
                 tracing::warn!(
                     "{address} is held by the link {link}: while it is, nobody answers there when this process ends: \
                      `ip address del {address} dev {link}`"

@@ -50,7 +50,8 @@ pub struct Manner {
     pub early: bool,
 }
 
-/// Opens the sockets of a place: a UDP socket for each worker, and TCP on the same port.
+/// Opens the sockets of a place: a UDP socket for each worker, and TCP on the same port. Nothing that others have there is
+/// touched before all is bound: what came to a socket that closes again would be lost to them.
 ///
 /// # Errors
 /// The system's own, with the address.
@@ -59,18 +60,16 @@ pub fn open(place: Place, manner: Manner) -> io::Result<Listeners> {
     let explain = |error: io::Error, what: &str| {
         io::Error::new(error.kind(), format!("cannot listen on {addr} ({what}): {error}{}", hint(&error)))
     };
-    let first = udp(place, manner).map_err(|error| explain(error, "UDP"))?;
-    let place = Place { addr: first.local_addr()?, ..place };
-    let mut group = vec![first];
-    for _ in 1..manner.workers {
-        group.push(udp(place, manner).map_err(|error| explain(error, "UDP"))?);
-    }
+    let tcp = stream(place, manner.early).map_err(|error| explain(error, "TCP"))?;
+    let place = Place { addr: tcp.local_addr()?.as_socket().unwrap_or(addr), ..place };
+    let group: io::Result<Vec<UdpSocket>> = (0..manner.workers.max(1)).map(|_| udp(place, manner)).collect();
+    let group = group.map_err(|error| explain(error, "UDP"))?;
+    tcp.listen(BACKLOG).map_err(|error| explain(error, "TCP"))?;
     if manner.workers > 1 {
         let workers = manner.workers as u32;
         sys::spread(&group[0], workers).map_err(|error| explain(error, "spreading over workers"))?;
     }
-    let tcp = stream(place, manner.early).map_err(|error| explain(error, "TCP"))?;
-    Ok(Listeners { udp: group, tcp, place })
+    Ok(Listeners { udp: group, tcp: tcp.into(), place })
 }
 
 /// The sockets of a place as whoever holds them has opened them; TCP is opened where only UDP was.
@@ -89,7 +88,11 @@ pub fn take(place: Place, udp: Vec<OwnedFd>, tcp: Option<OwnedFd>) -> io::Result
     }
     let tcp = match tcp {
         Some(socket) => TcpListener::from(socket),
-        None => stream(place, false).map_err(explain)?,
+        None => {
+            let socket = stream(place, false).map_err(explain)?;
+            socket.listen(BACKLOG).map_err(explain)?;
+            socket.into()
+        }
     };
     tcp.set_nonblocking(true).map_err(explain)?;
     Ok(Listeners { udp, tcp, place })
@@ -124,10 +127,13 @@ fn udp(place: Place, Manner { buffer, early, .. }: Manner) -> io::Result<UdpSock
 /// # Errors
 /// The system's own.
 pub fn tcp(addr: SocketAddr) -> io::Result<TcpListener> {
-    stream(Place { addr, intercepted: false }, false)
+    let socket = stream(Place { addr, intercepted: false }, false)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
-fn stream(place: Place, early: bool) -> io::Result<TcpListener> {
+/// Bound, and not listening yet.
+fn stream(place: Place, early: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(place.addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     // Inherited by what is accepted.
@@ -135,9 +141,8 @@ fn stream(place: Place, early: bool) -> io::Result<TcpListener> {
     socket.set_send_buffer_size(CLIENT_BUFFER)?;
     socket.set_recv_buffer_size(CLIENT_BUFFER)?;
     bind(&socket, place, early)?;
-    socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 fn bind(socket: &Socket, Place { addr, intercepted }: Place, early: bool) -> io::Result<()> {
@@ -165,6 +170,9 @@ mod tests {
     use super::*;
     use socket2::SockRef;
     use std::net::TcpStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const MANNER: Manner = Manner { workers: 2, buffer: 1 << 20, early: false };
 
     #[test]
     fn an_accepted_client_has_small_buffers_in_the_kernel() {
@@ -176,5 +184,45 @@ mod tests {
         assert_eq!(accepted.send_buffer_size().unwrap(), 2 * CLIENT_BUFFER);
         assert_eq!(accepted.recv_buffer_size().unwrap(), 2 * CLIENT_BUFFER);
         assert!(accepted.tcp_nodelay().unwrap());
+    }
+
+    /// Who has the port by TCP alone goes on answering by UDP, whoever tries to get it.
+    #[test]
+    fn a_port_that_cannot_be_had_by_tcp_loses_no_datagram() {
+        let others = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        others.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        others.listen(1).unwrap();
+        let addr = others.local_addr().unwrap().as_socket().unwrap();
+        let place = Place { addr, intercepted: false };
+        let shared = udp(place, MANNER).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let tries = scope.spawn(|| {
+                let mut tries = 0;
+                while !done.load(Ordering::Relaxed) {
+                    assert_eq!(
+                        open(place, MANNER).err().map(|error| error.kind()),
+                        Some(io::ErrorKind::AddrInUse)
+                    );
+                    tries += 1;
+                }
+                tries
+            });
+            let mut lost = 0;
+            let mut space = [0; 8];
+            for number in 0..2_000_u32 {
+                // Of a client of its own each: the kernel chooses the socket by both addresses.
+                let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+                client.send_to(&number.to_be_bytes(), addr).unwrap();
+                lost += u32::from(shared.recv(&mut space).is_err());
+                if lost > 3 {
+                    break; // each takes as long as a worker's heartbeat
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            let tries = tries.join().unwrap();
+            assert_eq!(lost, 0, "in {tries} tries");
+            assert!(tries > 100, "{tries}");
+        });
     }
 }

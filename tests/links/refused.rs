@@ -1,5 +1,6 @@
 //! What the kernel refuses is said with what helps.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::process::Command;
 
@@ -50,7 +51,7 @@ fn a_namespace_without_ipv6_names_the_link_that_has_to_hold_the_address() {
             sysctl(said.split('`').nth(1).expect("a command").trim_start_matches("sysctl -w "));
             assert_eq!(hold_all(link, &[V6]).added, [place(V6, link)]);
             hold_all(link, &[V6]);
-            release(link, &addresses(&[V6])).expect("released");
+            release(link, &addresses(&[V6]), &BTreeSet::new()).expect("released");
         }
     });
 }

@@ -1,7 +1,7 @@
 //! Marked packets are led here, by one rule and a route for each address.
 
 use nodens::node::netfilter::Bits;
-use nodens::node::route::{Changed, TABLE, lead_here, let_go, seen};
+use nodens::node::route::{Changed, TABLE, keep_only, lead_here, let_go, seen};
 
 use crate::node::{addresses, ip, on_a_node};
 
@@ -162,5 +162,47 @@ fn a_route_of_somebody_else_in_our_table_is_named_and_not_taken_for_ours() {
             let changed = lead_here(&addresses(&[address]), MARK).expect("led");
             assert_eq!(changed.routes, addresses(&[address]));
         }
+    });
+}
+
+/// Of an agent that was killed, had another mark, and answered for more.
+#[test]
+fn what_an_agent_before_us_has_left_goes_and_what_is_wanted_stays() {
+    on_a_node(|| {
+        let old = Bits { value: 0x350000, mask: 0xff0000 };
+        lead_here(&addresses(&CLUSTER_IPS), old).expect("led");
+        lead_here(&addresses(&CLUSTER_IPS[..1]), MARK).expect("led");
+        let gone = keep_only(&addresses(&CLUSTER_IPS[..1]), MARK).expect("gone");
+        assert_eq!(gone, Changed { rules: vec!["IPv4", "IPv6"], routes: addresses(&CLUSTER_IPS[1..]) });
+        assert_eq!(rules("-4"), ["100:\tfrom all fwmark 0x35/0xff lookup 10053 proto kernel"]);
+        assert!(rules("-6").is_empty() && routes("-6").is_empty());
+        assert_eq!(routes("-4"), ["local 10.96.0.10"]);
+        assert!(keep_only(&addresses(&CLUSTER_IPS[..1]), MARK).expect("nothing").is_empty());
+        assert!(lead_here(&addresses(&CLUSTER_IPS[..1]), MARK).expect("led").is_empty());
+        let gone = keep_only(&[], MARK).expect("gone");
+        assert_eq!(gone, Changed { rules: vec!["IPv4"], routes: addresses(&CLUSTER_IPS[..1]) });
+    });
+}
+
+#[test]
+fn rules_and_routes_that_no_agent_would_make_are_nobodys_leftovers() {
+    on_a_node(|| {
+        for rule in [
+            "rule add fwmark 0x36/0xff lookup 10053 pref 100",
+            "rule add fwmark 0x36/0xff lookup 10053 pref 99 proto kernel",
+            "rule add fwmark 0x36/0xff iif lo lookup 10053 pref 100 proto kernel",
+            "rule add lookup 10053 pref 100 proto kernel",
+            "rule add fwmark 0x36/0xff lookup 77 pref 100 proto kernel",
+            "route add local 10.96.0.10 dev lo table 10053",
+            "route add local 10.96.1.0/24 dev lo table 10053 proto kernel",
+            "route add blackhole 10.96.0.11 table 10053 proto kernel",
+            "route add local 10.96.0.12 dev lo table 77 proto kernel",
+        ] {
+            ip(rule);
+        }
+        let state = || (ip("rule show"), ip("route show table all"));
+        let before = state();
+        assert_eq!(keep_only(&[], MARK).expect("nothing"), Changed::default());
+        assert_eq!(state(), before);
     });
 }

@@ -42,6 +42,18 @@ table inet open {
   }
 }";
 
+/// More than fits on a command line.
+#[track_caller]
+fn feed(rules: &str) {
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}", missing("nft", "nftables", &error)));
+    nft.stdin.take().expect("a pipe").write_all(rules.as_bytes()).expect("rules");
+    assert!(nft.wait().expect("an end").success());
+}
+
 fn everybody_is_answered(at: [SocketAddr; 2]) -> bool {
     at.into_iter()
         .all(|to| PROTOCOLS.into_iter().all(|protocol| host_asks(protocol, to, 0) && pod_asks(protocol, to)))
@@ -79,10 +91,49 @@ fn chains_that_drop_are_opened_for_untracked_dns_and_closed_again() {
         assert!(everybody_is_answered(at));
 
         // Eight for each family in a chain of both, in two chains; four in that of IPv4.
-        assert_eq!(another.close(&at).expect("close"), 20);
+        assert_eq!(another.close(&|_| true).expect("close"), 20);
         assert_eq!(nft("list table inet guard"), before);
-        assert_eq!(another.close(&at).expect("close"), 0);
+        assert_eq!(another.close(&|_| true).expect("close"), 0);
         assert!(nobody_is_answered());
+    });
+}
+
+/// Such as a block list. What is not found is added again at every look.
+#[test]
+fn rules_of_ours_are_found_behind_any_number_of_others() {
+    on_a_node(|| {
+        let at = LISTEN.map(address);
+        let many: String =
+            (0..50_500).map(|n| format!("ip saddr 198.18.{}.{} drop\n", n / 256 % 256, n % 256)).collect();
+        feed(&format!(
+            "table inet fw {{\n chain block {{\n{many}}}\n chain input {{ type filter hook input priority 0; jump block; }}\n}}"
+        ));
+        let firewall = Firewall::find().expect("a socket");
+        assert_eq!(firewall.open_for(&at).expect("open").opened, ["inet fw input"]);
+        for _ in 0..3 {
+            assert_eq!(firewall.open_for(&at).expect("open"), Opened::default());
+        }
+        assert_eq!(nft("list chain inet fw input").matches(OPENED).count(), 8);
+        assert_eq!(firewall.close(&|ip| ip == at[0]).expect("close"), 4, "of one address alone");
+        assert_eq!(firewall.close(&|_| true).expect("close"), 4);
+        assert!(!nft("list chain inet fw input").contains(OPENED));
+    });
+}
+
+#[test]
+fn a_chain_that_is_not_read_to_its_end_is_named_and_left_alone() {
+    on_a_node(|| {
+        let at = LISTEN.map(address);
+        let rules = "ct state invalid drop\n".repeat(20);
+        feed(&format!("table inet fw {{\n chain input {{ type filter hook input priority 0\n{rules}}}\n}}"));
+        let before = nft("list ruleset");
+        let firewall = Firewall::find().expect("a socket").reading(19);
+        let done = firewall.open_for(&at).expect("open");
+        let [said] = &done.cannot[..] else { panic!("{done:?}") };
+        assert!(said.starts_with("inet fw input: ") && said.contains("more than 19 rules"), "{said}");
+        assert!(firewall.close(&|_| true).is_err(), "and ours may be there");
+        assert_eq!(nft("list ruleset"), before);
+        assert_eq!(firewall.reading(20).open_for(&at).expect("open").opened, ["inet fw input"]);
     });
 }
 
@@ -108,9 +159,11 @@ fn chains_of_iptables_and_of_kube_proxy_are_left_alone_and_the_command_that_help
         let done = firewall.open_for(&at).expect("open");
         assert_eq!(done.opened, [] as [&str; 0]);
         let [said] = &done.cannot[..] else { panic!("{done:?}") };
-        for part in
-            ["ip filter INPUT: ", "iptables -t filter -I INPUT -d 169.254.20.10 ", "UNTRACKED -j ACCEPT"]
-        {
+        for part in [
+            "ip filter INPUT: ",
+            "iptables-nft -w -t filter -I INPUT -d 169.254.20.10 -p udp --dport 53 ",
+            "UNTRACKED -j ACCEPT",
+        ] {
             assert!(said.contains(part), "{said}");
         }
         assert_eq!([nft("list ruleset"), iptables(&["-S"])], before);
@@ -143,7 +196,7 @@ fn tables_of_iptables_legacy_cannot_be_seen_and_are_named_with_the_commands_that
         for part in [
             "ip6tables-legacy",
             "filter",
-            "ip6tables-legacy -t filter -I INPUT -d fd00:",
+            "ip6tables-legacy -w -t filter -I INPUT -d fd00:",
             "UNTRACKED -j ACCEPT",
         ] {
             assert!(said.contains(part), "{said}");
@@ -157,7 +210,11 @@ fn tables_of_iptables_legacy_cannot_be_seen_and_are_named_with_the_commands_that
             .flat_map(|(_, commands)| commands.split("; "))
             .map(str::to_owned)
             .collect();
-        assert_eq!(commands.len(), 8, "to and from, in and out, of both families: {commands:?}");
+        assert_eq!(
+            commands.len(),
+            16,
+            "to and from, in and out, of both protocols and families: {commands:?}"
+        );
         for command in commands {
             let words: Vec<&str> = command.split(' ').collect();
             legacy(words[0], &words[1..]);

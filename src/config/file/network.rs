@@ -42,13 +42,14 @@ pub(super) fn network(raw: &raw::Network, listen: &[SocketAddr], reader: &mut Re
     }
 }
 
-/// A link's name as Linux takes it (`dev_valid_name`).
+/// A link's name as Linux takes it (`dev_valid_name`), and as it stays: a percent sign would have the kernel number it.
 fn link(text: &str) -> Result<Option<String>, Fault> {
     let is_name = !text.is_empty()
         && text.len() <= LINK_NAME
         && text != "."
         && text != ".."
-        && !text.contains(|letter: char| letter == '/' || letter == ':' || letter.is_whitespace());
+        && !text
+            .contains(|letter: char| "/:%".contains(letter) || letter.is_whitespace() || letter.is_control());
     match text {
         "none" => Ok(None),
         _ if is_name => Ok(Some(text.to_owned())),

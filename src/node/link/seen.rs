@@ -8,7 +8,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkMessage};
 
 use super::super::rtnetlink::Socket;
-use super::{IPVS, Place, Problem};
+use super::{ALIAS, IPVS, PROTOCOL, Place, Problem};
 
 /// An address that a link holds.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Holder {
     pub scope: &'static str,
     /// Whether the kernel answers for it, and we can rely on its staying there.
     pub answers: bool,
+    /// An agent has added it, as kernels from Linux 5.18 on know.
+    pub ours: bool,
     pub(super) message: AddressMessage,
 }
 
@@ -36,6 +38,8 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) kind: Option<String>,
     pub(super) up: bool,
+    /// An agent has made it.
+    pub(super) ours: bool,
     carrier: bool,
 }
 
@@ -81,16 +85,17 @@ impl Node {
     /// Where it answers.
     pub(super) fn place(&self, address: IpAddr) -> Option<Place> {
         let holder = self.holders.iter().find(|holder| holder.address == address && holder.answers)?;
-        Some(Place { address, link: holder.link.clone() })
+        Some(holder.place())
     }
 }
 
 impl Link {
     fn of(message: LinkMessage) -> Option<Self> {
-        let (mut name, mut kind) = (None, None);
+        let (mut name, mut kind, mut ours) = (None, None, false);
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name = Some(text),
+                LinkAttribute::IfAlias(text) => ours = text == ALIAS,
                 LinkAttribute::LinkInfo(infos) => {
                     kind = infos.into_iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -102,7 +107,7 @@ impl Link {
         }
         let LinkHeader { index, flags, .. } = message.header;
         let (up, carrier) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::LowerUp));
-        name.map(|name| Self { name, index, kind, up, carrier })
+        name.map(|name| Self { name, index, kind, up, ours, carrier })
     }
 }
 
@@ -110,9 +115,16 @@ impl Holder {
     fn of(message: AddressMessage, links: &BTreeMap<u32, Link>) -> Option<Self> {
         let address = address(&message)?;
         let number = message.header.index;
-        let unknown =
-            || Link { name: format!("#{number}"), index: number, kind: None, up: true, carrier: true };
+        let unknown = || Link {
+            name: format!("#{number}"),
+            index: number,
+            kind: None,
+            up: true,
+            ours: false,
+            carrier: true,
+        };
         let Link { name: link, kind, up, carrier, .. } = links.get(&number).cloned().unwrap_or_else(unknown);
+        let ours = message.attributes.contains(&AddressAttribute::Protocol(PROTOCOL));
         let flags = flags(&message);
         // With a carrier it is a matter of a second.
         let waits = flags.contains(AddressFlags::Tentative) && !carrier;
@@ -122,7 +134,12 @@ impl Holder {
             _ => "global",
         };
         let answers = !waits && !flags.contains(AddressFlags::Dadfailed) && link != IPVS;
-        Some(Self { address, prefix: message.header.prefix_len, kind, up, scope, answers, link, message })
+        let prefix = message.header.prefix_len;
+        Some(Self { address, prefix, kind, up, scope, answers, ours, link, message })
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place { address: self.address, link: self.link.clone() }
     }
 
     /// Why it does not answer.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::ops::ControlFlow;
 
 use super::super::netlink::{Attributes, Listed, Packet};
 use super::table::open;
@@ -49,7 +50,11 @@ pub fn conntrack(addresses: &[IpAddr]) -> Result<Tracked, Refusal> {
     packet.message(kind, libc::NLM_F_DUMP as u16, 1, |packet| packet.raw(&every));
     let mut tracked = Tracked::of(addresses);
     // The list is read while it changes; a share of it is as good then as before.
-    match socket.list(&packet, LOOKED_AT, &mut |body| tracked.count(Attributes::behind(FAMILY, body))) {
+    let listed = socket.list(&packet, LOOKED_AT, &mut |body| {
+        tracked.count(Attributes::behind(FAMILY, body));
+        ControlFlow::Continue(())
+    });
+    match listed {
         Ok(listed) => tracked.cut = listed == Listed::Cut,
         Err(error) => return Err(explain(error)),
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::ops::ControlFlow;
 
 use super::super::netlink::{Attributes, Listed, Packet, Socket};
 use super::numbers::{
@@ -15,10 +16,10 @@ use super::words;
 use super::{FAMILY, Refusal, family, nftables, refusal};
 
 /// A list that changes while it is read is read again, this often.
-const TRIES: usize = 5;
+pub(super) const TRIES: usize = 5;
 /// Tables, chains or rules that are looked at in one list. A node with 10,000 Services has some 100,000 rules of
 /// kube-proxy.
-const LOOKED_AT: usize = 1_000_000;
+pub(super) const LOOKED_AT: usize = 1_000_000;
 /// Rules that are kept, some 300 bytes each.
 const KEPT: usize = 50_000;
 
@@ -174,7 +175,7 @@ impl RuleSeen {
 pub fn tables() -> Result<Vec<TableSeen>, Refusal> {
     let socket = open()?;
     let mut found = tables_without_rules(&socket)?;
-    rules_into(&mut found, &socket, None)?;
+    rules_into(&mut found, &socket)?;
     Ok(found)
 }
 
@@ -187,7 +188,7 @@ fn names_by(socket: &Socket) -> Result<Vec<TableSeen>, Refusal> {
     let mut found = Vec::new();
     until_it_stays(|| {
         found.clear();
-        list(socket, libc::NFT_MSG_GETTABLE, None, |family, attributes| {
+        list(socket, libc::NFT_MSG_GETTABLE, |family, attributes| {
             let Some(name) = attributes.text(TABLE_NAME) else { return };
             let owner = attributes.word(TABLE_OWNER);
             found.push(TableSeen { family, name, owner, chains: Vec::new(), left_out: 0 });
@@ -202,7 +203,7 @@ pub(super) fn tables_without_rules(socket: &Socket) -> Result<Vec<TableSeen>, Re
     let places = places(&found);
     until_it_stays(|| {
         found.iter_mut().for_each(|table| table.chains.clear());
-        list(socket, libc::NFT_MSG_GETCHAIN, None, |family, attributes| {
+        list(socket, libc::NFT_MSG_GETCHAIN, |family, attributes| {
             let table = attributes.text(CHAIN_TABLE).and_then(|table| places.get(&(family, table)));
             if let (Some(&at), Some(chain)) = (table, chain(attributes)) {
                 found[at].chains.push(chain);
@@ -212,12 +213,8 @@ pub(super) fn tables_without_rules(socket: &Socket) -> Result<Vec<TableSeen>, Re
     Ok(found)
 }
 
-/// Reads rules into the chains of the tables: of all, or of one alone.
-pub(super) fn rules_into(
-    tables: &mut [TableSeen],
-    socket: &Socket,
-    of: Option<(Family, &str)>,
-) -> Result<(), Refusal> {
+/// Reads rules into the chains of the tables.
+fn rules_into(tables: &mut [TableSeen], socket: &Socket) -> Result<(), Refusal> {
     let places = places(tables);
     let mut chains: HashMap<(usize, String), usize> = HashMap::new();
     for (at, table) in tables.iter().enumerate() {
@@ -230,7 +227,7 @@ pub(super) fn rules_into(
             table.left_out = 0;
             table.chains.iter_mut().for_each(|chain| chain.rules.clear());
         }
-        list(socket, libc::NFT_MSG_GETRULE, of, |family, attributes| {
+        list(socket, libc::NFT_MSG_GETRULE, |family, attributes| {
             let table = attributes.text(RULE_TABLE).and_then(|table| places.get(&(family, table)));
             let chain = attributes.text(RULE_CHAIN);
             let (Some(&at), Some(chain)) = (table, chain) else { return };
@@ -264,26 +261,47 @@ fn until_it_stays(mut read: impl FnMut() -> io::Result<Listed>) -> Result<(), Re
     Ok(())
 }
 
-/// Has the kernel list what it has, of one table or of all, and hands each to `read`.
-fn list(
-    socket: &Socket,
-    kind: i32,
-    of: Option<(Family, &str)>,
-    mut read: impl FnMut(Family, Attributes<'_>),
-) -> io::Result<Listed> {
+/// Has the kernel list what it has, and hands each to `read`.
+fn list(socket: &Socket, kind: i32, mut read: impl FnMut(Family, Attributes<'_>)) -> io::Result<Listed> {
     let mut packet = Packet::default();
-    let number = of.map_or(libc::NFPROTO_UNSPEC, |(family, _)| family.number());
     packet.message(nftables(kind), libc::NLM_F_DUMP as u16, 1, |packet| {
-        packet.raw(&family(number, 0));
-        if let Some((_, table)) = of {
-            packet.text(RULE_TABLE, table);
-        }
+        packet.raw(&family(libc::NFPROTO_UNSPEC, 0));
     });
     socket.list(&packet, LOOKED_AT, &mut |body| {
         if let Some(&family) = body.first() {
             read(Family::of(family), Attributes::behind(FAMILY, body));
         }
+        ControlFlow::Continue(())
     })
+}
+
+/// Hands each rule of a table, or of one of its chains, to `each`, until that breaks off; `most` of them are looked at.
+/// Nothing is kept. The kernel passes other chains over; from one that does not their rules are not handed on. A table or
+/// chain that has gone has no rules.
+pub(super) fn each_rule(
+    socket: &Socket,
+    table: (Family, &str),
+    chain: Option<&str>,
+    most: usize,
+    each: &mut dyn FnMut(RuleSeen) -> ControlFlow<()>,
+) -> Result<Listed, Refusal> {
+    let mut packet = Packet::default();
+    packet.message(nftables(libc::NFT_MSG_GETRULE), libc::NLM_F_DUMP as u16, 1, |packet| {
+        packet.raw(&family(table.0.number(), 0));
+        packet.text(RULE_TABLE, table.1);
+        if let Some(chain) = chain {
+            packet.text(RULE_CHAIN, chain);
+        }
+    });
+    let listed = socket.list(&packet, most, &mut |body| {
+        let attributes = Attributes::behind(FAMILY, body);
+        let is_meant = chain.is_none_or(|chain| attributes.text(RULE_CHAIN).as_deref() == Some(chain));
+        if is_meant { each(rule(attributes)) } else { ControlFlow::Continue(()) }
+    });
+    match listed {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Listed::Whole),
+        listed => listed.map_err(|error| refusal(None, error)),
+    }
 }
 
 fn chain(attributes: Attributes<'_>) -> Option<ChainSeen> {

@@ -162,9 +162,7 @@ pub fn remove_orphans() -> Result<Vec<String>, Refusal> {
     if left.is_empty() {
         return Ok(Vec::new());
     }
-    let what = || "a look at /proc/net/netlink".to_owned();
-    let sockets = fs::read_to_string("/proc/net/netlink").map_err(|error| Refusal::Other(what(), error))?;
-    let alive = netfilter_ports(&sockets);
+    let alive = alive()?;
     let socket = open()?;
     let mut removed = Vec::new();
     for table in left {
@@ -179,9 +177,33 @@ pub fn remove_orphans() -> Result<Vec<String>, Refusal> {
     Ok(removed)
 }
 
+/// Whether another agent than the one with this table has rules here.
+///
+/// # Errors
+/// [`Refusal`]
+pub fn other_agents(own: Option<&str>) -> Result<bool, Refusal> {
+    let mut others = seen::names()?;
+    others.retain(|table| {
+        let is_an_agents = table.family == Family::Inet && number(&table.name).is_some();
+        is_an_agents && own != Some(&*table.name)
+    });
+    if others.is_empty() || others.iter().any(|table| table.owner.is_some()) {
+        return Ok(!others.is_empty());
+    }
+    let alive = alive()?;
+    Ok(others.iter().any(|table| number(&table.name).is_some_and(|number| alive.contains(&number))))
+}
+
 /// The number in a table's name, when it is one of ours.
 fn number(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.parse().ok()
+}
+
+/// The numbers of all netfilter sockets of this network namespace.
+fn alive() -> Result<Vec<u32>, Refusal> {
+    let what = || "a look at /proc/net/netlink".to_owned();
+    let sockets = fs::read_to_string("/proc/net/netlink").map_err(|error| Refusal::Other(what(), error))?;
+    Ok(netfilter_ports(&sockets))
 }
 
 /// The numbers of all netfilter sockets in /proc/net/netlink.

@@ -62,6 +62,16 @@ fn wrong_links_and_flags() {
              write none, or a name of at most 15 bytes such as nodelocaldns",
         ),
         (
+            "network: { address_on: \"dns%d\" }",
+            "1: network.address_on: \"dns%d\" is no name of a link: \
+             write none, or a name of at most 15 bytes such as nodelocaldns",
+        ),
+        (
+            "network: { address_on: \"dns\\x07\" }",
+            "1: network.address_on: \"dns\\u{7}\" is no name of a link: \
+             write none, or a name of at most 15 bytes such as nodelocaldns",
+        ),
+        (
             "network: { accept_untracked: true }",
             "1: network.accept_untracked: has nothing to accept, because everything is tracked: \
              set network.notrack to true as well, or leave this out",
