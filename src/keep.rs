@@ -93,6 +93,7 @@ struct Keep {
 /// Keeps an agent with these arguments until it is told to end.
 pub fn keep(arguments: Vec<OsString>) -> ExitCode {
     use Signal as S;
+    sys::share_memory_among_threads();
     // Before anything takes time: none of them ends us half-way.
     let signals = match sys::signals(&[S::CHILD, S::TERM, S::INT, S::HUP, S::USR1].map(S::as_raw)) {
         Ok(signals) => signals,

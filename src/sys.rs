@@ -246,6 +246,16 @@ pub fn raise_open_files() -> io::Result<u64> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(limit.rlim_cur) }
 }
 
+/// Has all threads take memory from one place, so that what those of the relay have used is used again: glibc gives each a
+/// place of its own otherwise, and keeps it (mallopt(3)). For a process that hardly takes any.
+pub fn share_memory_among_threads() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator's, before there is another thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Has a program that prints end quietly when nobody reads on (`nodens stats | head -1`): the standard library has it fail
 /// instead. Not for one that serves others.
 pub fn end_with_the_reader() {
