@@ -294,10 +294,10 @@ impl Agent {
         Ok(())
     }
 
-    /// How often [`Agent::show_life`] is to be called: some times in each period of the parent's watchdog, so that one word may
-    /// come late.
-    pub fn shows_life_each(&self) -> Duration {
-        self.parent.watchdog().map_or(Duration::MAX, |period| period / SIGNS_OF_LIFE)
+    /// How often [`Agent::show_life`] is to be called, if at all: some times in each period of the parent's watchdog, so that
+    /// one word may come late.
+    pub fn shows_life_each(&self) -> Option<Duration> {
+        self.parent.watchdog().map(|period| period / SIGNS_OF_LIFE)
     }
 
     /// Tells the parent that the agent lives, if it answers itself.

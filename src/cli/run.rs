@@ -5,7 +5,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -91,9 +90,6 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(runtime.enable_all().build()?)
 }
 
-/// Where nobody wants a sign of life.
-const LONG: Duration = Duration::from_secs(3600);
-
 /// The signals that an agent hears.
 pub(super) struct Signals {
     terminate: Signal,
@@ -118,7 +114,8 @@ impl Signals {
 pub(super) async fn until_stopped(mut agent: Agent, mut signals: Signals) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(TICK);
     // Here and not in a task: however many queries wait for their turn, this comes between them.
-    let mut life = tokio::time::interval(agent.shows_life_each().min(LONG));
+    let is_watched = agent.shows_life_each().is_some();
+    let mut life = tokio::time::interval(agent.shows_life_each().unwrap_or(TICK));
     let mut loops = agent.watch_for_loops();
     let parent = agent.parent();
     let (mut result, mut end) = (Ok(()), End::Last);
@@ -129,7 +126,7 @@ pub(super) async fn until_stopped(mut agent: Agent, mut signals: Signals) -> any
             _ = signals.hangup.recv() => agent.reload(),
             _ = signals.user.recv() => agent.log_stats(),
             _ = tick.tick() => agent.tick(),
-            _ = life.tick() => agent.show_life().await,
+            _ = life.tick(), if is_watched => agent.show_life().await,
             words = parent.hear() => match words.as_str() {
                 parent::WRITE => agent.write_cache(),
                 parent::REPLACED => {
